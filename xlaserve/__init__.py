@@ -1,0 +1,36 @@
+"""xlaserve: an LLM serving engine whose device side is nothing but ahead-of-time compiled XLA graphs.
+
+The public names load on first use, so that `import xlaserve` and `xlaserve --help` import no JAX.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xlaserve.engine.async_llm import AsyncLLM as AsyncLLM
+    from xlaserve.engine.config import EngineConfig as EngineConfig
+    from xlaserve.engine.llm import LLM as LLM
+    from xlaserve.engine.outputs import CompletionOutput as CompletionOutput
+    from xlaserve.engine.outputs import RequestOutput as RequestOutput
+    from xlaserve.sampling.params import SamplingParams as SamplingParams
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "LLM": "xlaserve.engine.llm",
+    "AsyncLLM": "xlaserve.engine.async_llm",
+    "CompletionOutput": "xlaserve.engine.outputs",
+    "EngineConfig": "xlaserve.engine.config",
+    "RequestOutput": "xlaserve.engine.outputs",
+    "SamplingParams": "xlaserve.sampling.params",
+}
+
+__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "EngineConfig", "RequestOutput", "SamplingParams", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'xlaserve' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

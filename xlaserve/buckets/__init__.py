@@ -1,0 +1,1 @@
+"""Bucket ladders, the graphs they name, compiling them and keeping what was compiled."""

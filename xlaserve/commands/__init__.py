@@ -1,0 +1,1 @@
+"""Command-line commands, one module each; `xlaserve.cli` parses and dispatches."""

@@ -1,0 +1,1 @@
+"""Requests, scheduling, the device step, and the Python API."""

@@ -1,0 +1,105 @@
+"""What comes back from the engine: per-request outputs and engine statistics. Plain data, no JAX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One of the `n` completions of a request.
+
+    In an incremental output (`AsyncLLM`) `text` and `token_ids` hold only what is new; in a final one (`LLM`) they hold everything.
+
+    Args:
+        index: which completion, 0 to n-1.
+        text: generated text, without the stop string unless asked for; empty where `detokenize` is off.
+        token_ids: generated token ids, the end-of-sequence id included where one was generated.
+        finish_reason: None while running; "stop" (end of sequence, stop string or stop id), "length", "abort" or "error".
+        stop_reason: the stop string or stop token id that ended it, None for the model's own end of sequence.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """Timing of one request, `time.monotonic()` seconds; None where it has not happened yet."""
+
+    arrival_time: float
+    first_scheduled_time: float | None = None
+    first_token_time: float | None = None
+    finished_time: float | None = None
+    num_preemptions: int = 0
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """The state, or the increment, of one request.
+
+    Args:
+        request_id: the id given at submission, or the one made for it.
+        prompt: the prompt text; None where token ids were given.
+        prompt_token_ids: the prompt's token ids.
+        outputs: the completions that moved (incremental), or all of them in order of index (final).
+        finished: True on the last output of the request: every completion has ended.
+        num_cached_tokens: prompt tokens whose KV was reused and not computed.
+        metrics: timing.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool
+    num_cached_tokens: int
+    metrics: RequestMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot for `/metrics`, the log and tests. Counters grow from engine start; the others are of this moment.
+
+    Args:
+        num_running: requests that hold KV blocks and are being computed.
+        num_waiting: requests in the queue.
+        num_blocks: KV blocks that can be allocated (the null block not counted).
+        num_free_blocks: of these, how many are free.
+        prompt_tokens: prompt tokens computed or reused, counter.
+        generation_tokens: tokens generated, counter.
+        preemptions: times a running request gave its blocks back, counter.
+        finished: finished requests by finish reason, counter.
+        steps: engine iterations, counter.
+        scheduled_tokens: tokens that graphs computed for requests, counter.
+        padded_tokens: token places in the same graphs that were padding, counter.
+        compile_events: XLA compilations seen after readiness, counter; a healthy engine stays at 0.
+        allocated_token_slots: summed over steps: token places in allocated blocks, counter.
+        used_token_slots: summed over steps: of these, places that hold a token, counter.
+    """
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks: int = 0
+    num_free_blocks: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    preemptions: int = 0
+    finished: dict[str, int] = field(default_factory=dict[str, int])
+    steps: int = 0
+    scheduled_tokens: int = 0
+    padded_tokens: int = 0
+    compile_events: int = 0
+    allocated_token_slots: int = 0
+    used_token_slots: int = 0
+
+    @property
+    def kv_usage(self) -> float:
+        """Fraction of KV blocks in use, 0 to 1."""
+        return 1.0 - self.num_free_blocks / self.num_blocks if self.num_blocks else 0.0

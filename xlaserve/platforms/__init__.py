@@ -1,0 +1,1 @@
+"""One small object per PJRT platform: cpu, cuda, neuron."""
