@@ -9,7 +9,7 @@ from xlaserve.errors import InvalidRequestError
 
 MAX_N = 128
 MAX_STOP_STRINGS = 16
-MAX_STOP_TOKEN_IDS = 64
+MAX_STOP_TOKEN_IDS = 16
 GREEDY_EPSILON = 1e-5
 
 

@@ -1,0 +1,164 @@
+"""Gets every bucket's executable before the engine is ready: from the store where it is there, else compiled and stored.
+
+Graphs are lowered and compiled in a pool of threads: XLA works outside Python's lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from jax.experimental import serialize_executable
+
+from xlaserve.buckets.graphs import GraphSpec, lower
+from xlaserve.buckets.ladder import Bucket, Ladder
+from xlaserve.buckets.store import GraphStore
+from xlaserve.errors import ArtifactError
+
+Executable = Callable[..., tuple[tuple[jax.Array, ...], jax.Array, jax.Array]]
+_STACK_BYTES = 64 << 20  # lowering recurses deeper than a thread's default stack
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One graph that is ready to run.
+
+    Args:
+        bucket: its shape.
+        run: the executable.
+        source: where it came from.
+        seconds: how long that took.
+        note: why it was compiled although the store had it, where that is so.
+    """
+
+    bucket: Bucket
+    run: Executable
+    source: Literal["loaded", "compiled"]
+    seconds: float
+    note: str | None = None
+
+
+class Compiler:
+    """Prepares the graphs of one engine.
+
+    Args:
+        spec: what the graphs have in common.
+        device: where they run.
+        store: where executables are kept; None keeps none.
+        threads: graphs prepared at once; None for one per core.
+    """
+
+    def __init__(self, spec: GraphSpec, device: jax.Device, store: GraphStore | None, threads: int | None = None) -> None:
+        self._spec = spec
+        self._device = device
+        self._store = store
+        self._threads = threads or os.cpu_count() or 1
+        self._in_tree, self._out_tree = _trees(spec)
+
+    def start(self, ladder: Ladder) -> list[Future[Graph]]:
+        """Begin with every bucket, in the background; the futures raise what compiling raises."""
+        previous = threading.stack_size(_STACK_BYTES)
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="compile")
+        try:
+            return [pool.submit(self._prepare, bucket) for bucket in ladder.buckets]
+        finally:
+            threading.stack_size(previous)
+            pool.shutdown(wait=False)
+
+    def _prepare(self, bucket: Bucket) -> Graph:
+        began = time.monotonic()
+        note = None
+        if self._store is not None:
+            try:
+                if (content := self._store.load(bucket.name)) is not None:
+                    return Graph(bucket, self._load(content), "loaded", time.monotonic() - began)
+            except ArtifactError as error:
+                note = str(error)
+        compiled = lower(self._spec, bucket, self._device).compile()
+        seconds = time.monotonic() - began
+        if self._store is not None:
+            try:
+                self._store.save(bucket.name, serialize_executable.serialize(compiled)[0], seconds=round(seconds, 3), **_memory(compiled))
+            except OSError as error:
+                note = f"cannot be kept: {error}"
+        return Graph(bucket, compiled, "compiled", seconds, note)
+
+    def _load(self, content: bytes) -> Executable:
+        try:
+            return serialize_executable.deserialize_and_load(
+                content, self._in_tree, self._out_tree, backend=self._device.platform, execution_devices=[self._device]
+            )
+        except Exception as error:  # whatever the platform's loader raises: the graph can be compiled again
+            raise ArtifactError(f"stored executable does not load: {error}") from error
+
+
+def collect(futures: list[Future[Graph]], on_graph: Callable[[Graph, int], None]) -> dict[Bucket, Graph]:
+    """Wait for all graphs.
+
+    Args:
+        futures: from `Compiler.start`.
+        on_graph: called with each graph as it gets ready, and how many are ready.
+    """
+    graphs: dict[Bucket, Graph] = {}
+    try:
+        for future in as_completed(futures):
+            graph = future.result()
+            graphs[graph.bucket] = graph
+            on_graph(graph, len(graphs))
+    finally:
+        for future in futures:
+            future.cancel()
+    return graphs
+
+
+def store_key(spec: GraphSpec, platform: dict[str, str]) -> dict[str, Any]:
+    """Everything that the executables of `spec` depend on, for `GraphStore`."""
+    import flax
+    import jaxlib
+
+    from xlaserve import __version__
+
+    return {
+        "xlaserve": __version__,
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "flax": flax.__version__,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "platform": platform,
+        **asdict(spec),
+        "source": _source_digest(),
+    }
+
+
+def _source_digest() -> str:
+    """sha256 of the modules that graphs are traced from, found by following imports: a change of their code is a change of graphs."""
+    package = Path(__file__).resolve().parents[1]
+    found: dict[str, bytes] = {}
+    queue = ["xlaserve.buckets.graphs"]
+    while queue:
+        module = queue.pop()
+        path = package.joinpath(*module.split(".")[1:]).with_suffix(".py")
+        if module not in found and path.is_file():
+            found[module] = path.read_bytes()
+            queue += re.findall(r"^from (xlaserve[\w.]+) import", found[module].decode(), re.MULTILINE)
+    return hashlib.sha256(b"".join(found[module] for module in sorted(found))).hexdigest()[:16]
+
+
+def _trees(spec: GraphSpec) -> tuple[Any, Any]:
+    """Structures of a step's arguments and results, which executables need to be loaded."""
+    params, kv = (0,) * len(spec.parameters()), (0,) * len(spec.kv())
+    return jax.tree.structure(((params, kv, 0, 0), {})), jax.tree.structure((kv, 0, 0))
+
+
+def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+    analysis = compiled.memory_analysis()
+    return {name: int(getattr(analysis, f"{name}_size_in_bytes", 0)) for name in ("argument", "output", "alias", "temp")}

@@ -1,0 +1,92 @@
+"""Where compiled graphs are kept: one directory for each combination of everything that they depend on.
+
+A directory holds `manifest.json` (that combination, readable) and for each graph an executable with a sidecar that names its sha256.
+Files appear whole or not at all, so processes may share a store; one that is damaged is reported and compiled again, never executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xlaserve.errors import ArtifactError
+
+SCHEMA = 1
+
+
+def default_root() -> Path:
+    """`XLASERVE_COMPILE_CACHE`, else `compile_cache/` of the checkout that this package runs from, else the user's cache directory."""
+    if named := os.environ.get("XLASERVE_COMPILE_CACHE"):
+        return Path(named)
+    checkout = Path(__file__).resolve().parents[2]
+    if (checkout / "pyproject.toml").is_file() and (checkout / "compile_cache").is_dir():
+        return checkout / "compile_cache"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "xlaserve" / "compile_cache"
+
+
+class GraphStore:
+    """Compiled graphs of one engine configuration.
+
+    Args:
+        root: the store's directory; None for the default.
+        name: readable start of the subdirectory's name.
+        key: everything that the executables depend on.
+    """
+
+    def __init__(self, root: Path | None, name: str, key: Mapping[str, Any]) -> None:
+        manifest = json.dumps({"schema": SCHEMA, **key}, indent=1, sort_keys=True, default=str)
+        digest = hashlib.sha256(manifest.encode()).hexdigest()[:16]
+        safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.") or "model"
+        self.directory = (root or default_root()) / f"{safe[:64]}-{digest}"
+        self._manifest = manifest
+
+    def load(self, graph: str) -> bytes | None:
+        """The stored executable of `graph`, or None where there is none.
+
+        Raises:
+            ArtifactError: there is one, but it is not what was stored.
+        """
+        path, sidecar = self._paths(graph)
+        try:
+            expected = json.loads(sidecar.read_text())["sha256"]
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{sidecar}: not readable ({error})") from error
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise ArtifactError(f"{path}: its sha256 is not the one recorded when it was compiled")
+        return content
+
+    def save(self, graph: str, content: bytes, **facts: float | int | str) -> None:
+        """Keep the executable of `graph`, with facts about it for a person. A store that cannot be written is an OSError."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        manifest = self.directory / "manifest.json"
+        if not manifest.exists():
+            _write(manifest, self._manifest.encode())
+        path, sidecar = self._paths(graph)
+        # The sidecar goes first and comes back last: at no moment does it vouch for another file's content.
+        sidecar.unlink(missing_ok=True)
+        _write(path, content)
+        _write(sidecar, json.dumps({"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), **facts}).encode())
+
+    def _paths(self, graph: str) -> tuple[Path, Path]:
+        return self.directory / f"{graph}.xla", self.directory / f"{graph}.json"
+
+
+def _write(path: Path, content: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, 0o644)
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

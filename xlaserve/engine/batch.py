@@ -1,0 +1,101 @@
+"""Turns a scheduling decision into the int32 arrays that graphs take. No JAX.
+
+What stays the same for the life of a sequence is written once, when it gets its slot; a step copies rows and fills in what moved.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xlaserve.buckets.ladder import Bucket
+from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, row_width, table_at
+from xlaserve.engine.scheduler import ContextStep, GenerateStep
+from xlaserve.engine.sequence import Sequence
+from xlaserve.paged.block_tables import BlockTables
+
+Batch = NDArray[np.int32]
+
+
+class BatchBuilder:
+    """Builds the input of every step.
+
+    Args:
+        tables: block tables by slot.
+        max_num_seqs: number of slots; the place after the last is the spare one.
+    """
+
+    def __init__(self, tables: BlockTables, max_num_seqs: int) -> None:
+        self._tables = tables
+        self._spare = max_num_seqs
+        self._constant = np.zeros((max_num_seqs, TOKENS_AT), np.int32)
+        self._owner: list[Sequence | None] = [None] * max_num_seqs
+
+    def generate(self, step: GenerateStep) -> Batch:
+        """Input of a token-generation graph."""
+        batch = empty_batch(step.bucket, self._spare)
+        slots = [self._seat(sequence) for sequence in step.sequences]
+        count = len(slots)
+        batch[:count, :TOKENS_AT] = self._constant[slots]
+        batch[:count, Header.START] = step.starts
+        # The step has counted the token that it is to sample, which is not drawn yet.
+        batch[:count, Header.PLACE] = [sequence.num_drawn - 1 for sequence in step.sequences]
+        batch[:count, table_at(step.bucket) :] = self._tables.rows(slots, step.bucket.width)
+        for row, sequence in enumerate(step.sequences):
+            _ban_stops(batch[row], sequence, sequence.num_drawn - 1)
+        return batch
+
+    def context(self, step: ContextStep) -> Batch:
+        """Input of a context-encoding graph."""
+        batch = empty_batch(step.bucket, self._spare)
+        for row, chunk in zip(batch, step.chunks, strict=False):
+            slot = self._seat(chunk.sequence)
+            row[:TOKENS_AT] = self._constant[slot]
+            row[Header.START], row[Header.LENGTH] = chunk.start, chunk.length
+            row[TOKENS_AT : TOKENS_AT + chunk.length] = chunk.sequence.tokens(chunk.start, chunk.start + chunk.length)
+            row[table_at(step.bucket) :] = self._tables.rows([slot], step.bucket.width)[0]
+            if chunk.samples:
+                row[Header.PLACE] = chunk.sequence.num_drawn - 1
+                _ban_stops(row, chunk.sequence, chunk.sequence.num_drawn - 1)
+            else:
+                # Nothing is to be sampled yet: what the graph draws goes to the spare place, greedily, as that costs least.
+                row[Header.SLOT], row[Header.TEMPERATURE] = self._spare, 0
+        return batch
+
+    def _seat(self, sequence: Sequence) -> int:
+        """The slot of a sequence, its constant fields written there."""
+        slot = sequence.slot
+        assert slot is not None
+        if self._owner[slot] is not sequence:
+            self._owner[slot] = sequence
+            row, params = self._constant[slot], sequence.params
+            row[:] = 0
+            row[BANNED_AT:] = -1
+            row[Header.SLOT] = slot
+            row[Header.LENGTH] = 1
+            row[Header.TEMPERATURE] = _bits(0.0 if params.greedy else params.temperature)
+            row[Header.TOP_K] = max(params.top_k, 0)
+            row[Header.TOP_P] = _bits(params.top_p)
+            row[Header.MIN_P] = _bits(params.min_p)
+            row[[Header.SEED_LOW, Header.SEED_HIGH]] = np.array([sequence.seed], np.uint64).view(np.int32)
+        return slot
+
+
+def empty_batch(bucket: Bucket, spare_slot: int) -> Batch:
+    """A batch of padding: every row computes one token of the null block, greedily, into the spare place."""
+    batch = np.zeros((bucket.rows, row_width(bucket)), np.int32)
+    batch[:, Header.SLOT] = spare_slot
+    batch[:, Header.LENGTH] = 1
+    batch[:, Header.TOP_P] = _bits(1.0)
+    batch[:, BANNED_AT:TOKENS_AT] = -1
+    return batch
+
+
+def _ban_stops(row: Batch, sequence: Sequence, drawn: int) -> None:
+    """Before `min_tokens` no stop id can be chosen; the ids are repeated over all places, as the graph wants them."""
+    if drawn < sequence.params.min_tokens and sequence.stop_ids:
+        row[BANNED_AT:TOKENS_AT] = np.resize(np.fromiter(sequence.stop_ids, np.int32), TOKENS_AT - BANNED_AT)
+
+
+def _bits(value: float) -> int:
+    return int(np.float32(value).view(np.int32))

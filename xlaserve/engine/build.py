@@ -1,0 +1,181 @@
+"""Puts an engine together: checkpoint, platform, sizes, graphs, weights; tells a person what it does on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from xlaserve.buckets.compiler import Compiler, Graph, collect, store_key
+from xlaserve.buckets.graphs import GraphSpec
+from xlaserve.buckets.ladder import Bucket, Ladder, make_ladder
+from xlaserve.buckets.store import GraphStore
+from xlaserve.engine.config import EngineConfig, Limits, settle, settle_dtype
+from xlaserve.engine.core import EngineCore
+from xlaserve.engine.input_processor import InputProcessor
+from xlaserve.engine.runner import Runner
+from xlaserve.engine.scheduler import Scheduler
+from xlaserve.models.checkpoint import Checkpoint, open_checkpoint
+from xlaserve.models.config import ModelConfig
+from xlaserve.models.decoder import parameter_shapes
+from xlaserve.models.registry import model_config
+from xlaserve.models.tokenizer import Tokenizer
+from xlaserve.models.weights import load_weights
+from xlaserve.paged.block_pool import BlockPool
+from xlaserve.platforms.platform import Platform
+from xlaserve.platforms.registry import select_platform
+
+Progress = Callable[[str], None]
+"""Takes one line for a person at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an engine is to be, before anything large is loaded or compiled.
+
+    Args:
+        name: what requests call the model.
+        checkpoint: where it comes from.
+        model: what it is.
+        platform: where it runs.
+        limits: its sizes.
+        ladder: its buckets.
+        spec: what its graphs have in common.
+        weight_bytes: what its weights take.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    model: ModelConfig
+    platform: Platform
+    limits: Limits
+    ladder: Ladder
+    spec: GraphSpec
+    weight_bytes: int
+
+    def describe(self) -> str:
+        """The plan for a person: model, platform, memory in tokens, graphs."""
+        limits, model = self.limits, self.model
+        full = limits.kv_tokens / limits.max_model_len
+        return "\n".join(
+            (
+                f"model     {self.name} ({model.family}, {model.num_layers} layers, {self.weight_bytes / 2**20:,.0f} MiB in {limits.dtype})",
+                f"platform  {self.platform.name} ({self.platform.devices()[0].device_kind})",
+                f"KV cache  {limits.kv_tokens:,} tokens in {limits.num_blocks - 1:,} blocks of {limits.block_size} "
+                f"({limits.kv_bytes / 2**20:,.0f} MiB): {full:.1f} sequences of the full {limits.max_model_len:,} tokens",
+                f"batch     up to {limits.max_num_seqs} sequences, {limits.max_num_batched_tokens:,} tokens an iteration",
+                f"graphs    {len(self.ladder.context)} for context encoding, {len(self.ladder.generate)} for token generation",
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Everything that the Python API and the server stand on."""
+
+    plan: Plan
+    core: EngineCore
+    inputs: InputProcessor
+    tokenizer: Tokenizer
+    graphs: dict[Bucket, Graph]
+
+
+def make_plan(config: EngineConfig) -> Plan:
+    """Open the checkpoint and settle every size.
+
+    Raises:
+        CheckpointError: the model cannot be found or read.
+        ConfigError: the sizes do not fit the model, the platform or the memory.
+    """
+    platform = select_platform(config.device)
+    checkpoint = open_checkpoint(config.model)
+    model = model_config(checkpoint.config)
+    dtype = settle_dtype(config, platform)
+    weight_bytes = sum(prod(p.shape) * p.dtype.itemsize for p in parameter_shapes(model, dtype).values())
+    limits = settle(config, model, platform, weight_bytes)
+    ladder = make_ladder(
+        max_model_len=limits.max_model_len,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        block_size=limits.block_size,
+        static_width=platform.attention == "gather",
+    )
+    spec = GraphSpec(
+        model=model,
+        dtype=dtype,
+        num_blocks=limits.num_blocks,
+        block_size=limits.block_size,
+        max_num_seqs=limits.max_num_seqs,
+        attention=platform.attention,
+        branches=platform.branches,
+    )
+    name = config.served_model_name or checkpoint.name
+    return Plan(name, checkpoint, model, platform, limits, ladder, spec, weight_bytes)
+
+
+def compile_graphs(plan: Plan, config: EngineConfig, progress: Progress, *, meanwhile: Callable[[], None] | None = None) -> dict[Bucket, Graph]:
+    """Load or compile every graph.
+
+    Args:
+        plan: what to compile.
+        config: where to keep it, and with how many threads.
+        progress: told about every graph.
+        meanwhile: what to do in this thread while graphs compile in others.
+    """
+    root = Path(config.compile_cache).expanduser() if config.compile_cache else None
+    store = GraphStore(root, plan.name, store_key(plan.spec, {"name": plan.platform.name, **plan.platform.fingerprint()}))
+    futures = Compiler(plan.spec, plan.platform.devices()[0], store, config.compile_threads).start(plan.ladder)
+    if meanwhile is not None:
+        try:
+            meanwhile()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+    total = len(futures)
+
+    def on_graph(graph: Graph, done: int) -> None:
+        note = f" ({graph.note})" if graph.note else ""
+        progress(f"graph {done:>3}/{total}  {graph.bucket.name:<22} {graph.source} in {graph.seconds:.1f} s{note}")
+
+    graphs = collect(futures, on_graph)
+    progress(f"graphs are kept in {store.directory}")
+    return graphs
+
+
+def build(config: EngineConfig, progress: Progress) -> Engine:
+    """An engine that is ready: weights loaded, every graph compiled and run once.
+
+    Raises:
+        CheckpointError, ConfigError: as `make_plan`; or the weights do not fit the config.
+    """
+    plan = make_plan(config)
+    for line in plan.describe().splitlines():
+        progress(line)
+    device = plan.platform.devices()[0]
+    weights: list[tuple[object, ...]] = []
+    parameters = plan.spec.parameters()
+    graphs = compile_graphs(
+        plan, config, progress, meanwhile=lambda: weights.append(load_weights(plan.checkpoint, parameters, device))
+    )
+    tokenizer = plan.checkpoint.tokenizer()
+    runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, weights.pop(), device)  # type: ignore[arg-type]
+    runner.warm_up()
+    limits = plan.limits
+    pool = BlockPool(limits.num_blocks, limits.block_size)
+    scheduler = Scheduler(
+        plan.ladder,
+        pool,
+        max_num_seqs=limits.max_num_seqs,
+        max_model_len=limits.max_model_len,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+    )
+    inputs = InputProcessor(
+        tokenizer,
+        vocab_size=plan.model.vocab_size,
+        max_model_len=limits.max_model_len,
+        eos_ids=plan.checkpoint.eos_token_ids,
+        seed=config.seed,
+    )
+    return Engine(plan, EngineCore(scheduler, runner, pool, limits.max_num_seqs), inputs, tokenizer, graphs)

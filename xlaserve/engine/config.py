@@ -1,0 +1,135 @@
+"""How an engine is set up: `EngineConfig` as the user gives it, `Limits` as they follow from it, the model and the platform.
+
+Parsed once, immutable, passed explicitly. Imports no JAX.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from xlaserve.errors import ConfigError
+from xlaserve.models.config import ModelConfig
+from xlaserve.platforms.platform import Platform
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What a user may set. None means: choose for the model and the platform.
+
+    Args:
+        model: a directory, a .gguf file or a hub id; None is the demo model.
+        served_model_name: the name that requests use.
+        device: "cpu", "cuda", "neuron" or another known platform; None takes an accelerator where there is one.
+        dtype: of weights and KV: "auto", "float32", "bfloat16" or "float16".
+        max_model_len: longest sequence in tokens, prompt and output together.
+        max_num_seqs: most sequences computed at once.
+        max_num_batched_tokens: most prompt tokens computed in one iteration.
+        block_size: tokens per KV block.
+        num_blocks: KV blocks, the null block included.
+        compile_cache: directory that compiled graphs are kept in.
+        compile_threads: graphs compiled at once.
+        seed: start of the random streams of requests without a seed of their own.
+        max_queued_requests: waiting sequences beyond which requests are turned away.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    model: str | None = None
+    served_model_name: str | None = None
+    device: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    block_size: int | None = None
+    num_blocks: int | None = None
+    compile_cache: str | None = None
+    compile_threads: int | None = None
+    seed: int = 0
+    max_queued_requests: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "compile_threads", "max_queued_requests"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}.")
+        if self.num_blocks is not None and self.num_blocks < 2:
+            raise ConfigError(f"num_blocks must be at least 2 (one is the null block), got {self.num_blocks}.")
+        if self.block_size is not None and self.block_size & (self.block_size - 1):
+            raise ConfigError(f"block_size must be a power of two, got {self.block_size}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The sizes that graphs are made for. Fields are as in `EngineConfig`, all settled."""
+
+    dtype: str
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    num_blocks: int
+    kv_bytes: int
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that fit in the KV cache."""
+        return (self.num_blocks - 1) * self.block_size
+
+
+def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_bytes: int) -> Limits:
+    """Fill in what the user left open.
+
+    Args:
+        config: what the user set.
+        model: the model.
+        platform: where it runs.
+        weight_bytes: what its weights take at the dtype in use.
+
+    Raises:
+        ConfigError: the numbers do not fit each other, the model or the memory; the message says which would.
+    """
+    dtype = settle_dtype(config, platform)
+    block_size = config.block_size or platform.block_size
+    if config.max_model_len is not None and config.max_model_len > model.max_position:
+        raise ConfigError(
+            f"max_model_len {config.max_model_len} is more than the {model.max_position} positions that the model was made for; "
+            f"use --max-model-len {model.max_position} or less."
+        )
+    wanted_len = config.max_model_len or model.max_position
+    max_num_seqs = config.max_num_seqs or platform.max_num_seqs
+    block_bytes = model.kv_bytes_per_token(_ITEMSIZE[dtype]) * block_size
+    num_blocks = config.num_blocks
+    if num_blocks is None:
+        useful = max_num_seqs * -(-wanted_len // block_size)
+        num_blocks = min(useful, platform.kv_budget(weight_bytes) // block_bytes) + 1
+    tokens = (num_blocks - 1) * block_size
+    if config.max_model_len is None:
+        wanted_len = min(wanted_len, tokens)
+    if wanted_len > tokens or wanted_len < 2:
+        needed = -(-wanted_len // block_size) + 1
+        raise ConfigError(
+            f"max_model_len {wanted_len} does not fit: the KV cache holds {tokens} tokens ({num_blocks - 1} blocks of {block_size}, "
+            f"{block_bytes / 2**20:.1f} MiB each). Use --max-model-len {max(tokens, 2)} or less, or --num-blocks {needed} or more."
+        )
+    return Limits(
+        dtype=dtype,
+        max_model_len=wanted_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens or platform.max_num_batched_tokens,
+        block_size=block_size,
+        num_blocks=num_blocks,
+        kv_bytes=num_blocks * block_bytes,
+    )
+
+
+def settle_dtype(config: EngineConfig, platform: Platform) -> str:
+    """The dtype of weights and KV."""
+    return platform.dtype if config.dtype == "auto" else config.dtype

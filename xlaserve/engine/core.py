@@ -1,0 +1,150 @@
+"""The engine's heart: schedule, dispatch, and read what the step before sampled, one iteration at a time.
+
+The host decides iteration N + 1 while the device computes N: sampled tokens stay on the device, and the host reads them one step late.
+Everything that reaches it has been validated; it belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import jax
+
+from xlaserve.buckets.compile_events import COMPILE_EVENTS
+from xlaserve.engine.batch import BatchBuilder
+from xlaserve.engine.outputs import EngineStats, FinishReason
+from xlaserve.engine.runner import Runner, read
+from xlaserve.engine.scheduler import Decision, Scheduler
+from xlaserve.engine.sequence import Sequence
+from xlaserve.paged.block_pool import BlockPool
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One step of one sequence, for whoever makes text of it.
+
+    Args:
+        sequence: the sequence; only its identity and metrics may be read outside the engine's thread.
+        token: the new token, None where there is none.
+        finish_reason: set on the sequence's last event.
+        stop_reason: the stop id that ended it, if one did.
+    """
+
+    sequence: Sequence
+    token: int | None
+    finish_reason: FinishReason | None
+    stop_reason: int | str | None
+
+
+class EngineCore:
+    """Runs iterations.
+
+    Args:
+        scheduler: decides them.
+        runner: computes them.
+        pool: the KV blocks.
+        max_num_seqs: number of sequence slots.
+    """
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, pool: BlockPool, max_num_seqs: int) -> None:
+        self._scheduler = scheduler
+        self._runner = runner
+        self._pool = pool
+        self._batches = BatchBuilder(scheduler.tables, max_num_seqs)
+        self._unread: list[tuple[Decision, list[jax.Array]]] = []
+        self._stats = EngineStats(num_blocks=pool.capacity)
+        self._compiled_before = COMPILE_EVENTS.count
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is anything to schedule or to read."""
+        return self._scheduler.has_work or bool(self._unread)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences in the queue."""
+        return len(self._scheduler.waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        """Accept a validated sequence."""
+        self._scheduler.add(sequence)
+
+    def finish(self, sequence: Sequence, reason: FinishReason, stop_reason: str | None = None) -> None:
+        """End a sequence from outside: aborted, or a stop string was found in its text. Without effect on one that has ended."""
+        self._scheduler.finish(sequence, reason, stop_reason)
+
+    def step(self) -> list[TokenEvent]:
+        """Dispatch the next iteration, if there is one, and read the one before it."""
+        decision = self._scheduler.schedule()
+        if decision is not None:
+            self._dispatch(decision)
+        if len(self._unread) > (decision is not None):
+            return self._read(*self._unread.pop(0))
+        return []
+
+    def stats(self) -> EngineStats:
+        """A snapshot; may be called from any thread."""
+        return replace(
+            self._stats,
+            num_running=len(self._scheduler.running),
+            num_waiting=len(self._scheduler.waiting),
+            num_free_blocks=self._pool.num_free,
+            preemptions=self._scheduler.preemptions,
+            finished=dict(self._scheduler.finished),
+            compile_events=COMPILE_EVENTS.count - self._compiled_before,
+        )
+
+    def _dispatch(self, decision: Decision) -> None:
+        sampled: list[jax.Array] = []
+        places = tokens = 0
+        if decision.generate is not None:
+            sampled.append(self._runner.run(decision.generate.bucket, self._batches.generate(decision.generate)))
+            places += decision.generate.bucket.tokens
+            tokens += len(decision.generate.sequences)
+        if decision.context is not None:
+            sampled.append(self._runner.run(decision.context.bucket, self._batches.context(decision.context)))
+            places += decision.context.bucket.tokens
+            tokens += sum(chunk.length for chunk in decision.context.chunks)
+        self._unread.append((decision, sampled))
+        stats, running = self._stats, self._scheduler.running
+        self._stats = replace(
+            stats,
+            steps=stats.steps + 1,
+            scheduled_tokens=stats.scheduled_tokens + tokens,
+            padded_tokens=stats.padded_tokens + places - tokens,
+            prompt_tokens=stats.prompt_tokens + _prompt_tokens(decision),
+            allocated_token_slots=stats.allocated_token_slots + sum(len(s.block_ids) for s in running) * self._pool.block_size,
+            used_token_slots=stats.used_token_slots + sum(s.num_computed for s in running),
+        )
+
+    def _read(self, decision: Decision, sampled: list[jax.Array]) -> list[TokenEvent]:
+        events: list[TokenEvent] = []
+        tokens = [int(token) for array, rows in zip(sampled, _rows(decision), strict=True) for token in read(array)[:rows]]
+        now = time.monotonic()
+        for (sequence, samples), token in zip(decision.sampled, tokens, strict=True):
+            if samples and self._scheduler.append(sequence, token):
+                if sequence.metrics.first_token_time is None:
+                    sequence.metrics.first_token_time = now
+                events.append(TokenEvent(sequence, token, sequence.finish_reason, sequence.stop_reason))
+        self._stats = replace(self._stats, generation_tokens=self._stats.generation_tokens + len(events))
+        return events
+
+
+def _rows(decision: Decision) -> list[int]:
+    """Rows in use of each graph's output."""
+    rows = [len(decision.generate.sequences)] if decision.generate else []
+    return rows + ([len(decision.context.chunks)] if decision.context else [])
+
+
+def _prompt_tokens(decision: Decision) -> int:
+    """Prompt tokens that this iteration computes for the first time."""
+    if decision.context is None:
+        return 0
+    return sum(
+        max(0, min(chunk.start + chunk.length, len(chunk.sequence.prompt_ids)) - chunk.start)
+        for chunk in decision.context.chunks
+        if not chunk.sequence.metrics.num_preemptions
+    )
+
+

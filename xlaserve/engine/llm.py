@@ -1,0 +1,143 @@
+"""`LLM`: the engine as a plain object, for scripts and batch jobs. It runs in the caller's thread."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from collections.abc import Sequence as Sequences
+from types import TracebackType
+from typing import Any
+
+from xlaserve.engine.build import build
+from xlaserve.engine.config import EngineConfig
+from xlaserve.engine.output_processor import OutputProcessor, Request
+from xlaserve.engine.output_stream import add_increment
+from xlaserve.engine.outputs import CompletionOutput, EngineStats, RequestOutput
+from xlaserve.errors import InvalidRequestError
+from xlaserve.models.tokenizer import Tokenizer
+from xlaserve.sampling.params import SamplingParams
+
+Prompt = str | Sequences[int]
+Message = Mapping[str, Any]
+
+log = logging.getLogger(__name__)
+
+
+class LLM:
+    """A model ready to generate.
+
+    Args:
+        model: a directory, a .gguf file or a hub id; None is the demo model.
+        options: fields of `EngineConfig`.
+
+    Raises:
+        CheckpointError, ConfigError: the model or the options cannot be used; the message says why.
+    """
+
+    def __init__(self, model: str | None = None, **options: Any) -> None:
+        self._engine = build(EngineConfig(model=model, **options), log.info)
+        self._core = self._engine.core
+        self._processor = OutputProcessor(self._engine.tokenizer)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._engine.tokenizer
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest sequence in tokens, prompt and output together."""
+        return self._engine.plan.limits.max_model_len
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges of the engine."""
+        return self._core.stats()
+
+    def generate(
+        self, prompts: Prompt | Sequences[Prompt], params: SamplingParams | Sequences[SamplingParams] | None = None
+    ) -> list[RequestOutput]:
+        """Complete prompts, all together.
+
+        Args:
+            prompts: one or several; text, or token ids.
+            params: for all of them, or one for each.
+
+        Returns:
+            One output per prompt, in order.
+
+        Raises:
+            InvalidRequestError: a prompt or a parameter is not acceptable; nothing has been generated then.
+        """
+        listed = [prompts] if _is_prompt(prompts) else list(prompts)
+        each = [params or SamplingParams()] * len(listed) if params is None or isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(listed):
+            raise InvalidRequestError(f"params must be one or as many as prompts ({len(listed)}), got {len(each)}.", field="params")
+        requests = [self._engine.inputs.request(prompt, p, None) for prompt, p in zip(listed, each, strict=True)]  # type: ignore[arg-type]
+        return self._run(requests)
+
+    def chat(
+        self, messages: Sequences[Message] | Sequences[Sequences[Message]], params: SamplingParams | None = None, **template_options: Any
+    ) -> list[RequestOutput]:
+        """Answer conversations.
+
+        Args:
+            messages: one conversation (a list of messages) or several.
+            params: how to sample.
+            template_options: keyword arguments of `Tokenizer.render_chat`.
+
+        Raises:
+            InvalidRequestError: the model has no chat template, or the messages do not fit it.
+        """
+        several: Any = [messages] if not messages or isinstance(messages[0], Mapping) else messages
+        texts = [self.tokenizer.render_chat(conversation, **template_options) for conversation in several]
+        return self.generate([self.tokenizer.encode(text, add_special_tokens=False) for text in texts], params)
+
+    def close(self) -> None:
+        """Give back the device's memory. The object cannot be used afterwards."""
+        del self._core, self._engine, self._processor
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _run(self, requests: list[Request]) -> list[RequestOutput]:
+        final = {request.request_id: _empty_output(request) for request in requests}
+        try:
+            for request in requests:
+                self._processor.add(request)
+                for sequence in request.sequences:
+                    self._core.add(sequence)
+            while self._core.has_work:
+                processed = self._processor.process(self._core.step())
+                for sequence, stop in processed.stopped:
+                    self._core.finish(sequence, "stop", stop)
+                for output in processed.outputs:
+                    _merge(final[output.request_id], output)
+        except BaseException:
+            # An interrupted call leaves nothing behind for the next one.
+            for request in requests:
+                self._processor.remove(request.request_id)
+                for sequence in request.sequences:
+                    self._core.finish(sequence, "abort")
+            raise
+        return [final[request.request_id] for request in requests]
+
+
+def _is_prompt(prompts: object) -> bool:
+    return isinstance(prompts, str) or (isinstance(prompts, Sequences) and bool(prompts) and isinstance(prompts[0], int))
+
+
+def _empty_output(request: Request) -> RequestOutput:
+    outputs = [CompletionOutput(sequence.index, "", []) for sequence in request.sequences]
+    return RequestOutput(request.request_id, request.prompt, request.prompt_ids, outputs, False, 0, request.metrics)
+
+
+def _merge(total: RequestOutput, increment: RequestOutput) -> None:
+    """Add an increment to what came before it."""
+    total.finished, total.num_cached_tokens = increment.finished, increment.num_cached_tokens
+    for output in increment.outputs:
+        add_increment(total.outputs[output.index], output)
+
+

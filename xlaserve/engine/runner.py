@@ -1,0 +1,61 @@
+"""The device side of an iteration: holds executables, weights, KV and the table of last tokens, and runs one graph at a time.
+
+It holds compiled executables only: nothing here can trace or compile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from xlaserve.buckets.compiler import Executable
+from xlaserve.buckets.graphs import GraphSpec
+from xlaserve.buckets.ladder import Bucket
+from xlaserve.engine.batch import Batch, empty_batch
+
+
+class Runner:
+    """Runs compiled graphs in the order in which they are called.
+
+    Args:
+        spec: what the graphs have in common.
+        executables: one for every bucket.
+        params: the weights, in the order of `spec.parameters()`.
+        device: where everything is.
+    """
+
+    def __init__(self, spec: GraphSpec, executables: Mapping[Bucket, Executable], params: tuple[jax.Array, ...], device: jax.Device) -> None:
+        self._executables = dict(executables)
+        self._params = params
+        self._spare_slot = spec.max_num_seqs
+        with jax.default_device(device):
+            self._kv = tuple(jnp.zeros(array.shape, array.dtype) for array in spec.kv())
+            self._last_tokens = jnp.zeros(spec.last_tokens().shape, jnp.int32)
+
+    def run(self, bucket: Bucket, batch: Batch) -> jax.Array:
+        """Start one graph and return at once.
+
+        Args:
+            bucket: which graph.
+            batch: its input, int32 `[rows, row width]`; must not be written to afterwards.
+
+        Returns:
+            int32 `[rows]`, the sampled tokens, on their way to the host.
+        """
+        self._kv, self._last_tokens, sampled = self._executables[bucket](self._params, self._kv, self._last_tokens, batch)
+        sampled.copy_to_host_async()
+        return sampled
+
+    def warm_up(self) -> None:
+        """Run every graph once on padding: what cannot run on this machine is found before it is ready, not while it serves."""
+        for bucket in self._executables:
+            self.run(bucket, empty_batch(bucket, self._spare_slot)).block_until_ready()
+
+
+def read(sampled: jax.Array) -> NDArray[np.int32]:
+    """Wait for sampled tokens and give them to the host."""
+    return np.asarray(sampled)

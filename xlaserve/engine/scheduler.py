@@ -1,0 +1,235 @@
+"""Which sequences compute what in the next iteration: continuous batching over paged KV. Plain Python, no JAX.
+
+Running sequences come first; what the token budget leaves goes to prompts, in chunks, first come first served. A sequence that finds
+no free block takes the blocks of the one that was admitted last, which starts over later (preemption by recomputation).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Sequence as Sequences
+from dataclasses import dataclass
+
+from xlaserve.buckets.ladder import ContextBucket, GenerateBucket, Ladder
+from xlaserve.engine.outputs import FinishReason
+from xlaserve.engine.sequence import Sequence, Status
+from xlaserve.paged.block_pool import BlockPool
+from xlaserve.paged.block_tables import BlockTables
+
+WATERMARK = 0.01
+"""Fraction of the blocks that admission leaves free, so that running sequences can grow before they have to preempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Part of one sequence in a context step: `length` tokens from place `start`; the last chunk samples a token."""
+
+    sequence: Sequence
+    start: int
+    length: int
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ContextStep:
+    """One context-encoding graph and its rows."""
+
+    bucket: ContextBucket
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateStep:
+    """One token-generation graph and its rows; `starts` are the places of the tokens that each row computes."""
+
+    bucket: GenerateBucket
+    sequences: tuple[Sequence, ...]
+    starts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What one iteration computes: at most one graph of each family."""
+
+    generate: GenerateStep | None
+    context: ContextStep | None
+
+    @property
+    def sampled(self) -> list[tuple[Sequence, bool]]:
+        """Rows in the order of the graphs' outputs: sequence, and whether its row samples a token."""
+        rows = [(sequence, True) for sequence in self.generate.sequences] if self.generate else []
+        return rows + ([(chunk.sequence, chunk.samples) for chunk in self.context.chunks] if self.context else [])
+
+
+class Scheduler:
+    """Decides iterations and keeps track of what every sequence holds.
+
+    Args:
+        ladder: the buckets.
+        pool: the KV blocks.
+        max_num_seqs: most sequences that run at once: the number of slots.
+        max_model_len: longest sequence, which sets the width of block tables.
+        max_num_batched_tokens: most tokens of an iteration.
+    """
+
+    def __init__(self, ladder: Ladder, pool: BlockPool, *, max_num_seqs: int, max_model_len: int, max_num_batched_tokens: int) -> None:
+        self._ladder = ladder
+        self._pool = pool
+        self._budget = max_num_batched_tokens
+        self._free_slots = list(range(max_num_seqs - 1, -1, -1))
+        self._watermark = int(pool.capacity * WATERMARK)
+        self.tables = BlockTables(max_num_seqs, pool.blocks_for(max_model_len))
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+        self.finished: Counter[str] = Counter()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence is waiting or running."""
+        return bool(self.waiting or self.running)
+
+    def add(self, sequence: Sequence) -> None:
+        """Put a new sequence at the end of the queue."""
+        self.waiting.append(sequence)
+
+    def schedule(self) -> Decision | None:
+        """Decide the next iteration and count it as done; None where nothing can be computed before more results are read."""
+        preemptions = self.preemptions
+        generate = self._schedule_generate()
+        budget = self._budget - (len(generate.sequences) if generate else 0)
+        generating = generate.sequences if generate else ()
+        context = self._schedule_context(budget, generating, admit=self.preemptions == preemptions)
+        return Decision(generate, context) if generate or context else None
+
+    def finish(self, sequence: Sequence, reason: FinishReason, stop_reason: int | str | None = None) -> None:
+        """End a sequence and take back what it holds; a sequence that has ended stays as it is."""
+        if sequence.status is Status.FINISHED:
+            return
+        if sequence.status is Status.RUNNING:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        self._take_back(sequence)
+        sequence.status, sequence.finish_reason, sequence.stop_reason = Status.FINISHED, reason, stop_reason
+        sequence.metrics.finished_time = time.monotonic()
+        self.finished[reason] += 1
+
+    def append(self, sequence: Sequence, token: int) -> bool:
+        """Take a token that was sampled for `sequence` and read from the device; end the sequence where it says so.
+
+        Returns:
+            Whether the token belongs to the output: what was sampled on the way after the end does not.
+        """
+        sequence.in_flight -= 1
+        if sequence.status is Status.FINISHED:
+            return False
+        sequence.output_ids.append(token)
+        if token in sequence.stop_ids and len(sequence.output_ids) >= sequence.params.min_tokens:
+            self.finish(sequence, "stop", None if token in sequence.eos_ids else token)
+        elif sequence.num_known >= sequence.max_tokens:
+            self.finish(sequence, "length")
+        return True
+
+    def _schedule_generate(self) -> GenerateStep | None:
+        chosen: list[Sequence] = []
+        for sequence in list(self.running):
+            if sequence.status is Status.RUNNING and sequence.generating and not sequence.exhausted and self._grow(sequence, 1, chosen):
+                chosen.append(sequence)
+        if not chosen:
+            return None
+        starts = tuple(sequence.num_computed for sequence in chosen)
+        for sequence in chosen:
+            sequence.num_computed += 1
+            sequence.in_flight += 1
+        width = self._pool.blocks_for(max(starts) + 1)
+        return GenerateStep(self._ladder.pick_generate(len(chosen), width), tuple(chosen), starts)
+
+    def _schedule_context(self, budget: int, generating: Sequences[Sequence], *, admit: bool) -> ContextStep | None:
+        queue = [s for s in self.running if not s.generating and not s.exhausted and s.num_computed < s.num_known]
+        started = len(queue)
+        if admit:
+            queue += self._admissible()
+        if not queue:
+            return None
+        choice = self._ladder.pick_context(
+            [s.num_known - s.num_computed for s in queue], [s.num_computed for s in queue], budget
+        )
+        if choice is None:
+            return None
+        chunks: list[Chunk] = []
+        scheduled = [*generating]
+        for i, (sequence, length) in enumerate(zip(queue, choice.lengths, strict=False)):
+            if i >= started:
+                self._admit(sequence)
+            if sequence.status is not Status.RUNNING or not self._grow(sequence, length, scheduled):
+                break
+            start = sequence.num_computed
+            sequence.num_computed += length
+            sequence.resident = samples = sequence.num_computed == sequence.num_known
+            sequence.in_flight += samples
+            chunks.append(Chunk(sequence, start, length, samples))
+            scheduled.append(sequence)
+        return ContextStep(choice.bucket, tuple(chunks)) if chunks else None
+
+    def _admissible(self) -> Sequences[Sequence]:
+        """The waiting sequences that could be admitted together now, in order: each with a slot and blocks for all its tokens."""
+        chosen: list[Sequence] = []
+        free = self._pool.num_free - (self._watermark if self.running else 0)
+        for sequence in self.waiting:
+            free -= self._pool.blocks_for(sequence.num_known)
+            # A preempted sequence waits until what was on its way has been read.
+            if free < 0 or len(chosen) >= len(self._free_slots) or sequence.in_flight:
+                break
+            chosen.append(sequence)
+        return chosen
+
+    def _admit(self, sequence: Sequence) -> None:
+        self.waiting.remove(sequence)
+        sequence.status, sequence.slot = Status.RUNNING, self._free_slots.pop()
+        self.running.append(sequence)
+        if sequence.metrics.first_scheduled_time is None:
+            sequence.metrics.first_scheduled_time = time.monotonic()
+
+    def _grow(self, sequence: Sequence, tokens: int, scheduled: Sequences[Sequence]) -> bool:
+        """Give `sequence` blocks for `tokens` more tokens, preempting the newest sequences for them.
+
+        Sequences that this iteration has scheduled keep theirs. Something always goes on: the oldest sequence can take every block
+        but its own, and the pool holds the longest sequence.
+
+        Returns:
+            Whether it has its blocks; where not, it waits for a later iteration or lost its own place.
+        """
+        missing = self._pool.blocks_for(sequence.num_computed + tokens) - len(sequence.block_ids)
+        if missing <= 0:
+            return True
+        while (blocks := self._pool.allocate(missing)) is None:
+            victim = self.running[-1]
+            if victim in scheduled:
+                return False
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        assert sequence.slot is not None
+        self.tables.append(sequence.slot, len(sequence.block_ids), blocks)
+        sequence.block_ids += blocks
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._take_back(sequence)
+        sequence.status, sequence.num_computed, sequence.resident = Status.WAITING, 0, False
+        sequence.metrics.num_preemptions += 1
+        self.preemptions += 1
+        self.waiting.appendleft(sequence)
+
+    def _take_back(self, sequence: Sequence) -> None:
+        # Graphs run in the order of their dispatch, so blocks and slot can be given on at once: whatever still is on its way to
+        # them is overwritten by whoever uses them next.
+        self._pool.release(reversed(sequence.block_ids))
+        sequence.block_ids = []
+        if sequence.slot is not None:
+            self.tables.clear(sequence.slot)
+            self._free_slots.append(sequence.slot)
+            sequence.slot = None

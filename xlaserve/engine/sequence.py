@@ -1,0 +1,97 @@
+"""One completion being generated: its tokens, how far it has got, and what it holds. No JAX."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from enum import Enum
+
+from xlaserve.engine.outputs import FinishReason, RequestMetrics
+from xlaserve.sampling.params import SamplingParams
+
+
+class Status(Enum):
+    """Where a sequence stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One of the `n` completions of a request.
+
+    The rule of scheduling: a sequence has `num_tokens` tokens, of which `num_computed` have their KV computed or on the way; each
+    step brings the second number closer to the first, and the step that reaches the last token samples one more.
+
+    Args:
+        request_id: the request that it belongs to.
+        index: which of the request's completions, 0 to n-1.
+        prompt_ids: prompt token ids, at least one.
+        params: how to sample.
+        stop_ids: token ids that end it: the model's end-of-sequence ids, unless ignored, and the request's own.
+        eos_ids: of these, the model's.
+        seed: 64-bit key of its random stream.
+        max_tokens: prompt and output tokens at which it ends.
+        metrics: timing, shared by the request's completions.
+    """
+
+    request_id: str
+    index: int
+    prompt_ids: list[int]
+    params: SamplingParams
+    stop_ids: frozenset[int]
+    eos_ids: frozenset[int]
+    seed: int
+    max_tokens: int
+    metrics: RequestMetrics
+    status: Status = Status.WAITING
+    output_ids: list[int] = field(default_factory=list[int])
+    in_flight: int = 0  # sampled on the device, not read yet
+    num_computed: int = 0
+    block_ids: list[int] = field(default_factory=list[int])
+    slot: int | None = None
+    resident: bool = False  # whether the table of last tokens holds its newest token
+    num_cached_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+    @property
+    def num_known(self) -> int:
+        """Tokens whose ids the host knows."""
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """All tokens, those that the host has not read yet included."""
+        return self.num_known + self.in_flight
+
+    @property
+    def num_drawn(self) -> int:
+        """Tokens drawn from the random stream so far."""
+        return len(self.output_ids) + self.in_flight
+
+    @property
+    def generating(self) -> bool:
+        """Whether only its newest token is to be computed, and the device has that one in the table of last tokens."""
+        return self.resident and self.num_computed == self.num_tokens - 1
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing is to be sampled any more, although the last tokens may not have been read."""
+        return self.num_tokens >= self.max_tokens
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """Known token ids from place `start` to before `stop`."""
+        prompt = len(self.prompt_ids)
+        if stop <= prompt:
+            return self.prompt_ids[start:stop]
+        return self.prompt_ids[start:] + self.output_ids[max(0, start - prompt) : stop - prompt]
+
+
+def stream_seed(seed: int, index: int) -> int:
+    """64-bit key of the random stream of completion `index` of a request with this seed."""
+    if index == 0:
+        return seed % 2**64
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,197 @@
+"""What a model is, as plain data: `ModelConfig` holds everything that shapes its graphs, read once from a Hugging Face config.
+
+Families differ only in how they fill this in (one module each: llama, mistral, qwen2, qwen3, gemma2, gemma3). Imports no JAX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from xlaserve.errors import CheckpointError, UnsupportedModelError
+
+Activation = Literal["silu", "gelu_tanh", "gelu"]
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu": "gelu",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Llama3Scaling:
+    """Frequency scaling of Llama 3.1 and later: long wavelengths are stretched, short ones kept, the ones between blended."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary position embedding (Su et al., 2021): base frequency and an optional linear or llama3 scaling."""
+
+    theta: float
+    linear_factor: float = 1.0
+    llama3: Llama3Scaling | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerAttention:
+    """What one layer's attention has of its own: its sliding window in tokens (None: all earlier tokens) and its rotary embedding."""
+
+    window: int | None
+    rope: Rope
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A decoder-only transformer.
+
+    Args:
+        family: the family's short name, such as "llama".
+        vocab_size: rows of the embedding table.
+        hidden_size: width of the residual stream.
+        intermediate_size: width of the gated MLP.
+        num_heads: query heads.
+        num_kv_heads: key and value heads; divides num_heads.
+        head_dim: width of one head.
+        layers: one entry per decoder layer.
+        max_position: longest sequence in tokens that the checkpoint was made for.
+        norm_eps: epsilon of every RMSNorm.
+        activation: of the gated MLP.
+        tie_embeddings: logits come from the embedding table.
+        qkv_bias, output_bias, mlp_bias: which projections have biases.
+        qk_norm: RMSNorm on each query and key head before rotation.
+        unit_offset_norm: norm weights are stored as their difference from 1 (Gemma).
+        sandwich_norm: norms after attention and MLP too (Gemma 2 and 3).
+        embedding_scale: factor on embeddings (Gemma: sqrt(hidden_size)).
+        query_scale: factor on attention scores.
+        attention_softcap, logit_softcap: x -> cap * tanh(x / cap) on scores and on logits (Gemma 2).
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    layers: tuple[LayerAttention, ...]
+    max_position: int
+    norm_eps: float
+    activation: Activation
+    tie_embeddings: bool
+    query_scale: float
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    unit_offset_norm: bool = False
+    sandwich_norm: bool = False
+    embedding_scale: float = 1.0
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return len(self.layers)
+
+    def kv_bytes_per_token(self, itemsize: int) -> int:
+        """Bytes of keys and values that one token leaves in all layers, at `itemsize` bytes a number."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * itemsize
+
+
+class ConfigReader:
+    """Typed reads from a Hugging Face `config.json`; every problem is an error that names the key."""
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        self.raw = raw
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A positive integer; a missing or null key gives `default`, or a CheckpointError where there is none."""
+        value = self.raw.get(key)
+        if value is None:
+            value = default
+        if value is None:
+            raise CheckpointError(f"config.json: {key} is missing; the checkpoint is incomplete or of another kind.")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise CheckpointError(f"config.json: {key} must be a positive integer, got {value!r}.")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """A number; a missing or null key gives `default`."""
+        value = self.optional_number(key)
+        return default if value is None else value
+
+    def optional_number(self, key: str) -> float | None:
+        """A number, or None where the key is missing or null."""
+        value = self.raw.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise CheckpointError(f"config.json: {key} must be a number, got {value!r}.")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A boolean; a missing or null key gives `default`."""
+        value = self.raw.get(key)
+        return default if value is None else bool(value)
+
+    def activation(self, *keys: str) -> Activation:
+        """The MLP activation under the first of `keys` that is present; an unknown one is an UnsupportedModelError."""
+        name = next((self.raw[key] for key in keys if self.raw.get(key) is not None), "silu")
+        if name not in _ACTIVATIONS:
+            raise UnsupportedModelError(f"config.json: activation {name!r} is not supported; supported are {', '.join(sorted(_ACTIVATIONS))}.")
+        return _ACTIVATIONS[name]
+
+    def rope(self, *, theta: float = 10_000.0, layer_type: str | None = None) -> Rope:
+        """Rotary parameters, from `rope_theta` and `rope_scaling` or from the newer `rope_parameters`.
+
+        Args:
+            theta: base frequency where the config names none.
+            layer_type: which entry to take where `rope_parameters` is keyed by layer type.
+
+        Raises:
+            UnsupportedModelError: a scaling other than default, linear and llama3.
+        """
+        parameters = self.raw.get("rope_parameters") or {}
+        if layer_type is not None and layer_type in parameters:
+            parameters = parameters[layer_type]
+        scaling = parameters or self.raw.get("rope_scaling") or {}
+        base = float(parameters.get("rope_theta") or self.number("rope_theta", theta))
+        kind = scaling.get("rope_type") or scaling.get("type") or "default"
+        if kind == "default":
+            return Rope(base)
+        if kind == "linear":
+            return Rope(base, linear_factor=float(scaling["factor"]))
+        if kind == "llama3":
+            return Rope(
+                base,
+                llama3=Llama3Scaling(
+                    factor=float(scaling["factor"]),
+                    low_freq_factor=float(scaling["low_freq_factor"]),
+                    high_freq_factor=float(scaling["high_freq_factor"]),
+                    original_max_position=int(scaling["original_max_position_embeddings"]),
+                ),
+            )
+        raise UnsupportedModelError(f"config.json: rope scaling {kind!r} is not supported; supported are default, linear and llama3.")
+
+    def windows(self, num_layers: int, window: int | None, default: Mapping[int, bool] | None = None) -> tuple[int | None, ...]:
+        """The sliding window of each layer, from `layer_types` where present, else from `default` (layer -> slides), else `window` for all."""
+        types = self.raw.get("layer_types")
+        if types is not None:
+            if len(types) != num_layers:
+                raise CheckpointError(f"config.json: layer_types names {len(types)} layers, num_hidden_layers is {num_layers}.")
+            unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
+            if unknown:
+                raise UnsupportedModelError(f"config.json: layer type {unknown[0]!r} is not supported.")
+            return tuple(window if kind == "sliding_attention" else None for kind in types)
+        return tuple(window if default is None or default[i] else None for i in range(num_layers))

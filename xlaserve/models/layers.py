@@ -1,0 +1,166 @@
+"""Layers shared by all families, as Flax Linen modules without state. Parameters are named as in Hugging Face checkpoints.
+
+Activations are `[S, L, D]`: S rows (sequences) of L tokens. Weights keep the checkpoint's `[out, in]` orientation, which XLA:CPU
+reads at memory speed for single rows. Query, key and value, and gate and up, are one parameter each (`FUSED`), because every
+argument of a compiled graph costs dispatch time and every matrix product costs a launch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
+
+from xlaserve.models.config import Activation, ModelConfig, Rope
+
+FUSED: dict[str, tuple[str, ...]] = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""Parameter of ours -> the checkpoint's parameters that it concatenates along the output axis."""
+
+
+class Attend(Protocol):
+    """Attention of one layer over what is cached and what is new; the caller of the model decides where keys and values live."""
+
+    def __call__(
+        self, layer: int, q: Array, k: Array, v: Array, *, scale: float, window: int | None, softcap: float | None
+    ) -> Array:
+        """Args: q `[S, L, num_heads, head_dim]`; k, v `[S, L, num_kv_heads, head_dim]`. Returns what q attends to, shaped as q."""
+        ...
+
+
+def zeros(_key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Initializer that only gives parameters their shape: weights always come from a checkpoint."""
+    return jnp.zeros(shape, dtype)
+
+
+class Linear(nn.Module):
+    """`x @ weight.T + bias`, weight `[out, in]`."""
+
+    features: int
+    use_bias: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        weight = self.param("weight", zeros, (self.features, x.shape[-1]), self.dtype)
+        y = jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
+        if self.use_bias:
+            y = y + self.param("bias", zeros, (self.features,), self.dtype)
+        return y
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm in float32 (Zhang & Sennrich, 2019); with `unit_offset` the weight is stored as its difference from 1."""
+
+    eps: float
+    unit_offset: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        weight = self.param("weight", zeros, (x.shape[-1],), self.dtype)
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        if self.unit_offset:
+            return (wide * (1.0 + weight.astype(jnp.float32))).astype(x.dtype)
+        return wide.astype(x.dtype) * weight
+
+
+class Embedding(nn.Module):
+    """Token embeddings `[vocab, hidden]`; `logits` multiplies by the same table for models that tie them."""
+
+    vocab_size: int
+    hidden_size: int
+    dtype: Any
+
+    def setup(self) -> None:
+        self.weight = self.param("weight", zeros, (self.vocab_size, self.hidden_size), self.dtype)
+
+    def __call__(self, tokens: Array) -> Array:
+        return self.weight.at[tokens].get(mode="promise_in_bounds")
+
+    def logits(self, x: Array) -> Array:
+        """`x` `[..., hidden]` -> `[..., vocab]`."""
+        return jax.lax.dot_general(x, self.weight, (((x.ndim - 1,), (1,)), ((), ())))
+
+
+class GatedMLP(nn.Module):
+    """`down(act(gate(x)) * up(x))` (Shazeer, 2020)."""
+
+    config: ModelConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width = self.config.intermediate_size
+        gate_up = Linear(2 * width, self.config.mlp_bias, self.dtype, name="gate_up_proj")(x)
+        gated = activate(gate_up[..., :width], self.config.activation) * gate_up[..., width:]
+        return Linear(self.config.hidden_size, self.config.mlp_bias, self.dtype, name="down_proj")(gated)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions; keys and values go through `attend`, which owns the cache."""
+
+    config: ModelConfig
+    layer: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, positions: Array, attend: Attend) -> Array:
+        c = self.config
+        own = c.layers[self.layer]
+        rows, length = x.shape[:2]
+        qkv = Linear((c.num_heads + 2 * c.num_kv_heads) * c.head_dim, c.qkv_bias, self.dtype, name="qkv_proj")(x)
+        qkv = qkv.reshape(rows, length, c.num_heads + 2 * c.num_kv_heads, c.head_dim)
+        q, k, v = jnp.split(qkv, (c.num_heads, c.num_heads + c.num_kv_heads), axis=2)
+        if c.qk_norm:
+            q = RMSNorm(c.norm_eps, c.unit_offset_norm, self.dtype, name="q_norm")(q)
+            k = RMSNorm(c.norm_eps, c.unit_offset_norm, self.dtype, name="k_norm")(k)
+        cos, sin = rotary(positions, own.rope, c.head_dim)
+        out = attend(
+            self.layer, rotate(q, cos, sin), rotate(k, cos, sin), v, scale=c.query_scale, window=own.window, softcap=c.attention_softcap
+        )
+        return Linear(c.hidden_size, c.output_bias, self.dtype, name="o_proj")(out.reshape(rows, length, c.num_heads * c.head_dim))
+
+
+def activate(x: Array, activation: Activation) -> Array:
+    """The gated MLP's nonlinearity, by name."""
+    if activation == "silu":
+        return jax.nn.silu(x)
+    return jax.nn.gelu(x, approximate=activation == "gelu_tanh")
+
+
+def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
+    """Rotation speeds in radians per token, float32 `[head_dim / 2]`, scaled as the checkpoint asks.
+
+    The llama3 scaling follows Meta's reference: wavelengths beyond `original / low_freq_factor` are divided by `factor`, those
+    below `original / high_freq_factor` are kept, and between the two the speeds are interpolated.
+    """
+    speeds = 1.0 / (rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)))
+    if rope.linear_factor != 1.0:
+        speeds = speeds / rope.linear_factor
+    if rope.llama3 is not None:
+        s = rope.llama3
+        wavelength = 2 * math.pi / speeds
+        blend = (s.original_max_position / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+        blended = (1 - blend) * speeds / s.factor + blend * speeds
+        long, short = wavelength > s.original_max_position / s.low_freq_factor, wavelength < s.original_max_position / s.high_freq_factor
+        speeds = np.where(long, speeds / s.factor, np.where(short, speeds, blended))
+    return speeds.astype(np.float32)
+
+
+def rotary(positions: Array, rope: Rope, head_dim: int) -> tuple[Array, Array]:
+    """Cosines and sines, float32 `[S, L, 1, head_dim / 2]`, of the rotation at each position (int32 `[S, L]`)."""
+    angles = positions.astype(jnp.float32)[..., None, None] * inverse_frequencies(rope, head_dim)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotate pairs (i, i + head_dim / 2) of each head, as Hugging Face checkpoints store them. x `[S, L, heads, head_dim]`."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1).astype(x.dtype)

@@ -1,0 +1,100 @@
+"""Weights from a checkpoint to the device, one parameter at a time: no second copy of the model in memory.
+
+Every parameter that the model has must be in the checkpoint with the right shape, and every tensor in the checkpoint must be used;
+what is missing or left over is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from xlaserve.errors import CheckpointError
+from xlaserve.models.layers import FUSED
+
+if TYPE_CHECKING:
+    from xlaserve.models.checkpoint import Checkpoint
+
+_ALIGNMENT = 64
+_DERIVED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "masked_bias", "attn.bias")
+"""Endings of tensors that some checkpoints carry although they can be computed."""
+
+
+def load_weights(
+    checkpoint: Checkpoint,
+    parameters: dict[str, jax.ShapeDtypeStruct],
+    device: jax.Device,
+    *,
+    on_progress: Callable[[int], None] | None = None,
+) -> tuple[jax.Array, ...]:
+    """Read, convert and place every parameter.
+
+    Args:
+        checkpoint: where tensors are read from.
+        parameters: name, shape and dtype of every parameter, in the order wanted back.
+        device: where to put them.
+        on_progress: called with the bytes placed so far after each parameter.
+
+    Raises:
+        CheckpointError: a tensor is missing, has another shape than the model's, or is not used by the model.
+    """
+    sources = {name: _sources(name) for name in parameters}
+    _check_names(checkpoint, (source for names in sources.values() for source in names), "lm_head.weight" not in parameters)
+    placed: list[jax.Array] = []
+    done = 0
+    for name, parameter in parameters.items():
+        host = _aligned(parameter.shape, np.dtype(parameter.dtype))
+        at = 0
+        for source in sources[name]:
+            stored = checkpoint.read(source)
+            rows = stored.shape[0] if stored.ndim else 1
+            if stored.shape[1:] != parameter.shape[1:] or at + rows > parameter.shape[0]:
+                raise CheckpointError(
+                    f"{checkpoint.path}: tensor {source} has shape {list(stored.shape)}, which does not fit {name} {list(parameter.shape)} "
+                    "that config.json asks for."
+                )
+            host[at : at + rows] = stored
+            at += rows
+        if at != parameter.shape[0]:
+            raise CheckpointError(
+                f"{checkpoint.path}: {', '.join(sources[name])} give {at} rows, but config.json asks for {parameter.shape[0]} in {name}."
+            )
+        # The buffer is aligned as the CPU client wants it, so that there it is taken over and not copied.
+        placed.append(jax.device_put(host, device, may_alias=True))
+        done += host.nbytes
+        if on_progress is not None:
+            on_progress(done)
+    return tuple(placed)
+
+
+def _sources(name: str) -> tuple[str, ...]:
+    """The checkpoint's tensors that make up one parameter."""
+    *path, module, leaf = name.split(".")
+    return tuple(".".join((*path, part, leaf)) for part in FUSED.get(module, (module,)))
+
+
+def _check_names(checkpoint: Checkpoint, wanted: Iterable[str], tied: bool) -> None:
+    needed = set(wanted)
+    present = set(checkpoint.tensors)
+    if missing := sorted(needed - present):
+        raise CheckpointError(f"{checkpoint.path}: {len(missing)} tensors are missing: {_some(missing)}. The checkpoint is incomplete.")
+    ignored = {name for name in present if name.endswith(_DERIVED) or (tied and name == "lm_head.weight")}
+    if unused := sorted(present - needed - ignored):
+        raise CheckpointError(
+            f"{checkpoint.path}: {len(unused)} tensors are not used by this architecture: {_some(unused)}. "
+            "The checkpoint holds a model that its config.json does not describe."
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> np.ndarray:
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    skip = -raw.ctypes.data % _ALIGNMENT
+    return raw[skip : skip + size].view(dtype).reshape(shape)

@@ -1,0 +1,159 @@
+"""Attention over the paged KV cache, inside graphs: write what is new, then read everything through block tables.
+
+Keys and values of one layer are `[num_blocks, kv_heads, block_size, head_dim]`: a block's head is one contiguous piece, so that a gather
+of blocks is a gather of rows and its result needs no transposition before the matrix products. Block 0 is the null block: padding
+writes there and masked reads come from there, and no index is ever out of range.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from xlaserve.platforms.platform import AttentionKind
+
+MASKED = -1e30
+"""Score of a masked key: finite, and the softmax of it is exactly zero beside any real score."""
+
+TILE_TOKENS = 2048
+"""Tokens of KV that one step of the tiled loop reads over all rows; larger tiles spill the caches, smaller ones pay the loop."""
+
+
+class StepShape(NamedTuple):
+    """The step's shape-giving inputs that attention reads.
+
+    Args:
+        positions: int32 `[S, L]`, the place of each token in its sequence.
+        block_tables: int32 `[S, P]`, the blocks of each row's sequence; unused places hold 0.
+        block_size: tokens per block.
+    """
+
+    positions: Array
+    block_tables: Array
+    block_size: int
+
+
+class PagedKV:
+    """The KV cache of one traced step: `attend` reads and writes layer after layer, `layers` is the cache afterwards.
+
+    Args:
+        layers: for each layer keys and values, `[num_blocks, kv_heads, block_size, head_dim]`.
+        step: positions and block tables.
+        kind: which implementation reads the cache.
+    """
+
+    def __init__(self, layers: list[tuple[Array, Array]], step: StepShape, kind: AttentionKind) -> None:
+        self.layers = layers
+        self._step = step
+        self._read = _tiled if kind == "tiled" else _gathered
+
+    def attend(self, layer: int, q: Array, k: Array, v: Array, *, scale: float, window: int | None, softcap: float | None) -> Array:
+        """`xlaserve.models.layers.Attend` over this cache."""
+        keys, values = self.layers[layer]
+        keys, values = _write(keys, k, self._step), _write(values, v, self._step)
+        self.layers[layer] = keys, values
+        rows, length, heads, head_dim = q.shape
+        groups = heads // k.shape[2]
+        # [S, kv_heads, groups * L, head_dim]: all queries that share a key head meet it in one matrix product.
+        grouped = (q.astype(jnp.float32) * scale).astype(q.dtype).reshape(rows, length, k.shape[2], groups, head_dim)
+        grouped = grouped.transpose(0, 2, 3, 1, 4).reshape(rows, k.shape[2], groups * length, head_dim)
+        out = self._read(grouped, keys, values, self._step, window, softcap)
+        out = out.reshape(rows, k.shape[2], groups, length, head_dim).transpose(0, 3, 1, 2, 4)
+        return out.reshape(rows, length, heads, head_dim).astype(q.dtype)
+
+
+def _write(cache: Array, new: Array, step: StepShape) -> Array:
+    """Put `new` `[S, L, kv_heads, head_dim]` in its blocks.
+
+    A row of several tokens starts at a block's first place and is written block by block: what lies past the row's last token
+    lands in the sequence's own last block, where later tokens overwrite it, or in the null block.
+    """
+    rows, length, heads, head_dim = new.shape
+    size = step.block_size
+    first = step.positions[:, 0] // size
+    if length == 1:
+        blocks = jnp.take_along_axis(step.block_tables, first[:, None], axis=1, mode="promise_in_bounds")[:, 0]
+        return cache.at[blocks, :, step.positions[:, 0] % size].set(new[:, 0].astype(cache.dtype), mode="promise_in_bounds")
+    count = length // size
+    wanted = first[:, None] + jnp.arange(count, dtype=jnp.int32)
+    width = step.block_tables.shape[1]
+    blocks = jnp.take_along_axis(step.block_tables, jnp.minimum(wanted, width - 1), axis=1, mode="promise_in_bounds")
+    # A padded row may reach past its table: those blocks are padding, so they go to the null block.
+    blocks = jnp.where(wanted < width, blocks, 0)
+    pieces = new.reshape(rows, count, size, heads, head_dim).transpose(0, 1, 3, 2, 4)
+    return cache.at[blocks.reshape(-1)].set(
+        pieces.reshape(rows * count, heads, size, head_dim).astype(cache.dtype), mode="promise_in_bounds"
+    )
+
+
+def _blocks(cache: Array, table: Array) -> Array:
+    """The blocks of `table` `[S, N]` as `[S, kv_heads, N * block_size, head_dim]`."""
+    num_blocks, heads, size, head_dim = cache.shape
+    flat = cache.reshape(num_blocks * heads, size, head_dim)
+    index = table[:, None, :] * heads + jnp.arange(heads, dtype=jnp.int32)[None, :, None]
+    return flat.at[index].get(mode="promise_in_bounds").reshape(table.shape[0], heads, table.shape[1] * size, head_dim)
+
+
+def _scores(q: Array, k: Array, first_key: Array | int, step: StepShape, window: int | None, softcap: float | None) -> Array:
+    """Masked scores, float32 `[S, kv_heads, groups * L, K]`; key 0 of `k` stands at `first_key` in its sequence."""
+    scores = jax.lax.dot_general(q, k, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
+    if softcap is not None:
+        scores = jnp.tanh(scores / softcap) * softcap
+    groups = q.shape[2] // step.positions.shape[1]
+    at = jnp.tile(step.positions, (1, groups))[:, None, :, None]
+    keys = first_key + jnp.arange(k.shape[2], dtype=jnp.int32)
+    seen = keys <= at
+    if window is not None:
+        seen = seen & (keys > at - window)
+    return jnp.where(seen, scores, MASKED)
+
+
+def _weigh(weights: Array, v: Array) -> Array:
+    return jax.lax.dot_general(weights.astype(v.dtype), v, (((3,), (2,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
+
+
+def _gathered(q: Array, keys: Array, values: Array, step: StepShape, window: int | None, softcap: float | None) -> Array:
+    """The reference: read every block of every table, then one softmax. Static shapes and no control flow at all."""
+    scores = _scores(q, _blocks(keys, step.block_tables), 0, step, window, softcap)
+    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    return _weigh(weights, _blocks(values, step.block_tables)) / jnp.sum(weights, axis=-1, keepdims=True)
+
+
+def _tiled(q: Array, keys: Array, values: Array, step: StepShape, window: int | None, softcap: float | None) -> Array:
+    """Online softmax over tiles of blocks (Milakov & Gimelshein 2018; Dao 2022), from the first tile in any window to the last in use.
+
+    The number of tiles is read from the positions at run time: time follows the context in use, and one graph serves all of it.
+    """
+    rows, heads, queries, head_dim = q.shape
+    size, width = step.block_size, step.block_tables.shape[1]
+    tile = min(width, max(1, TILE_TOKENS // (rows * size)), 512 // size if size < 512 else 1)
+    table = jnp.pad(step.block_tables, ((0, 0), (0, -width % tile)))
+    start = jnp.int32(0)
+    if window is not None:
+        start = jnp.maximum(jnp.min(step.positions) - window + 1, 0) // (tile * size)
+    end = jnp.max(step.positions) // (tile * size) + 1
+
+    def add_tile(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        peak, total, out = carry
+        blocks = jax.lax.dynamic_slice(table, (0, i * tile), (rows, tile))
+        scores = _scores(q, _blocks(keys, blocks), i * tile * size, step, window, softcap)
+        new_peak = jnp.maximum(peak, jnp.max(scores, axis=-1))
+        weights = jnp.exp(scores - new_peak[..., None])
+        # A row whose keys were all masked so far carries weights of 1 at a peak of MASKED; the first real score scales them to zero.
+        decay = jnp.exp(peak - new_peak)
+        return (
+            new_peak,
+            total * decay + jnp.sum(weights, axis=-1),
+            out * decay[..., None] + _weigh(weights, _blocks(values, blocks)),
+        )
+
+    empty = (
+        jnp.full((rows, heads, queries), MASKED, jnp.float32),
+        jnp.zeros((rows, heads, queries), jnp.float32),
+        jnp.zeros((rows, heads, queries, head_dim), jnp.float32),
+    )
+    _, total, out = jax.lax.fori_loop(start, end, add_tile, empty)
+    return out / total[..., None]

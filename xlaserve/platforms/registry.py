@@ -1,0 +1,37 @@
+"""Finds platforms: the entry-point group `xlaserve.platforms`, ours and third parties' alike."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+from xlaserve.errors import ConfigError
+from xlaserve.platforms.cpu import CPU
+from xlaserve.platforms.cuda import CUDA
+from xlaserve.platforms.neuron import NEURON
+from xlaserve.platforms.platform import Platform
+
+_BUILT_IN = (NEURON, CUDA, CPU)
+
+
+def platforms() -> dict[str, Platform]:
+    """Every known platform by name, accelerators first: the order in which they are tried."""
+    found = {platform.name: platform for platform in _BUILT_IN}
+    for entry in entry_points(group="xlaserve.platforms"):
+        if entry.name not in found:
+            found = {entry.name: entry.load(), **found}
+    return found
+
+
+def select_platform(name: str | None) -> Platform:
+    """The platform called `name`, or the first that has a device.
+
+    Raises:
+        ConfigError: unknown, or asked for and absent.
+    """
+    known = platforms()
+    if name is None:
+        return next(platform for platform in known.values() if platform.available())
+    if name not in known:
+        raise ConfigError(f"device must be one of {', '.join(known)}, got {name!r}.")
+    known[name].devices()
+    return known[name]
