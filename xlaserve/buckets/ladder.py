@@ -118,7 +118,7 @@ class Ladder:
             if length < tokens:
                 # A chunk that is not a sequence's last ends with a block, so that the next one starts with one.
                 length -= length % self.block_size
-            if length == 0 or -(-(start + length) // self.block_size) > bucket.width:
+            if length <= 0 or -(-(start + length) // self.block_size) > bucket.width:
                 break
             lengths.append(length)
             budget -= length

@@ -13,6 +13,8 @@ from xlaserve.models.config import ModelConfig
 from xlaserve.platforms.platform import Platform
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_OPTIONAL = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_blocks", "compile_threads")
+_LOWEST = {**dict.fromkeys(_OPTIONAL, 1), "max_queued_requests": 1, "num_blocks": 2, "seed": 0}
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -27,7 +29,7 @@ class EngineConfig:
         dtype: of weights and KV: "auto", "float32", "bfloat16" or "float16".
         max_model_len: longest sequence in tokens, prompt and output together.
         max_num_seqs: most sequences computed at once.
-        max_num_batched_tokens: most prompt tokens computed in one iteration.
+        max_num_batched_tokens: most tokens computed in one iteration.
         block_size: tokens per KV block.
         num_blocks: KV blocks, the null block included.
         compile_cache: directory that compiled graphs are kept in.
@@ -56,12 +58,14 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "compile_threads", "max_queued_requests"):
+        for name, low in _LOWEST.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}.")
-        if self.num_blocks is not None and self.num_blocks < 2:
-            raise ConfigError(f"num_blocks must be at least 2 (one is the null block), got {self.num_blocks}.")
+            if value is None and name in _OPTIONAL:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ConfigError(f"{name} must be an integer, got {value!r}.")
+            if value < low:
+                raise ConfigError(f"{name} must be at least {low}, got {value}.")
         if self.block_size is not None and self.block_size & (self.block_size - 1):
             raise ConfigError(f"block_size must be a power of two, got {self.block_size}.")
 
@@ -104,7 +108,15 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
             f"use --max-model-len {model.max_position} or less."
         )
     wanted_len = config.max_model_len or model.max_position
-    max_num_seqs = config.max_num_seqs or platform.max_num_seqs
+    max_num_batched_tokens = config.max_num_batched_tokens or platform.max_num_batched_tokens
+    # With every sequence generating, an iteration must still have room for a block of some prompt.
+    most_seqs = max_num_batched_tokens - block_size + 1
+    max_num_seqs = config.max_num_seqs or min(platform.max_num_seqs, max(most_seqs, 1))
+    if max_num_seqs > most_seqs:
+        raise ConfigError(
+            f"max_num_batched_tokens {max_num_batched_tokens} is too small for max_num_seqs {max_num_seqs} and blocks of {block_size} tokens: "
+            f"use --max-num-batched-tokens {max_num_seqs + block_size - 1} or more, or a smaller --max-num-seqs."
+        )
     block_bytes = model.kv_bytes_per_token(_ITEMSIZE[dtype]) * block_size
     num_blocks = config.num_blocks
     if num_blocks is None:
@@ -123,7 +135,7 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
         dtype=dtype,
         max_model_len=wanted_len,
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens or platform.max_num_batched_tokens,
+        max_num_batched_tokens=max_num_batched_tokens,
         block_size=block_size,
         num_blocks=num_blocks,
         kv_bytes=num_blocks * block_bytes,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import time
+import uuid
 from collections.abc import Sequence as Sequences
 
 from xlaserve.engine.outputs import RequestMetrics
@@ -32,7 +32,6 @@ class InputProcessor:
         self._max_model_len = max_model_len
         self._eos_ids = frozenset(eos_ids)
         self._random = random.Random(seed)
-        self._count = itertools.count()
 
     def request(self, prompt: str | Sequences[int], params: SamplingParams, request_id: str | None) -> Request:
         """A request ready for the engine.
@@ -63,7 +62,7 @@ class InputProcessor:
                 field="min_tokens",
                 value=params.min_tokens,
             )
-        name = request_id if request_id is not None else f"request-{next(self._count)}"
+        name = request_id if request_id is not None else f"request-{uuid.uuid4().hex}"
         metrics = RequestMetrics(arrival_time=time.monotonic())
         seed = params.seed if params.seed is not None else self._random.getrandbits(64)
         most = room if params.max_tokens is None else min(room, params.max_tokens)
@@ -84,18 +83,11 @@ class InputProcessor:
         return Request(name, text, ids, sequences, metrics)
 
     def _tokenize(self, prompt: str | Sequences[int]) -> tuple[str | None, list[int]]:
+        if not prompt:
+            raise InvalidRequestError("prompt must not be empty.", field="prompt", value=prompt)
         if isinstance(prompt, str):
-            try:
-                prompt.encode()
-            except UnicodeEncodeError:
-                raise InvalidRequestError("prompt holds half of a surrogate pair, which is no text.", field="prompt") from None
-            ids = self._tokenizer.encode(prompt)
-            if not ids:
-                raise InvalidRequestError("prompt must not be empty.", field="prompt", value=prompt)
-            return prompt, ids
+            return prompt, self._tokenizer.encode(prompt)
         ids = list(prompt)
-        if not ids:
-            raise InvalidRequestError("prompt must not be empty.", field="prompt", value=ids)
         for token in ids:
             self._check_id(token, "prompt")
         return None, ids

@@ -80,7 +80,8 @@ class OutputProcessor:
             if sequence.request_id not in self._requests:
                 continue
             completion = self._requests[sequence.request_id][1][sequence.index]
-            if completion.finished:
+            # A name may be in use again while events of its last owner are still on their way.
+            if completion.finished or completion.sequence is not sequence:
                 continue
             output, stop = _advance(completion, event)
             if stop is not None:

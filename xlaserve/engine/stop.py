@@ -31,9 +31,10 @@ class StopMatcher:
             shown, self._held = self._held + text, ""
             return shown, None
         self._held += text
-        found = min(((at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0), default=None)
+        # The match that is complete first counts, the longest of those: so it does not matter in what pieces the text came.
+        found = min(((at + len(stop), at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0), default=None)
         if found is not None:
-            at, stop = found
+            _, at, stop = found
             shown, self._held = self._held[: at + len(stop) if self._include else at], ""
             return shown, stop
         keep = min(self._hold, len(self._held))

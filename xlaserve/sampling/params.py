@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 from xlaserve.errors import InvalidRequestError
 
@@ -55,7 +56,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         _integer("n", self.n, 1, MAX_N)
         _number("temperature", self.temperature, 0.0, 2.0)
-        _integer("top_k", self.top_k, -1, None)
+        _integer("top_k", self.top_k, -1, 2**31 - 1)
         _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _number("min_p", self.min_p, 0.0, 1.0)
         if self.seed is not None:
@@ -72,7 +73,7 @@ class SamplingParams:
         for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequestError(f"{name} must be true or false, got {getattr(self, name)!r}.", field=name, value=getattr(self, name))
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        stop = (self.stop,) if isinstance(self.stop, str) else _items("stop", self.stop)
         if len(stop) > MAX_STOP_STRINGS:
             raise InvalidRequestError(f"stop may hold at most {MAX_STOP_STRINGS} strings, got {len(stop)}.", field="stop", value=len(stop))
         for string in stop:
@@ -80,7 +81,7 @@ class SamplingParams:
                 raise InvalidRequestError(f"stop must hold non-empty strings, got {string!r}.", field="stop", value=string)
         if stop and not self.detokenize:
             raise InvalidRequestError("stop needs detokenize=True, because stop strings are found in the text.", field="stop", value=list(stop))
-        ids = tuple(self.stop_token_ids or ())
+        ids = _items("stop_token_ids", self.stop_token_ids)
         if len(ids) > MAX_STOP_TOKEN_IDS:
             raise InvalidRequestError(
                 f"stop_token_ids may hold at most {MAX_STOP_TOKEN_IDS} ids, got {len(ids)}.", field="stop_token_ids", value=len(ids)
@@ -108,6 +109,14 @@ class SamplingParams:
         return self.stop_token_ids
 
 
+def _items(name: str, value: object) -> tuple[object, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple):
+        raise InvalidRequestError(f"{name} must be a list, got {value!r}.", field=name, value=value)
+    return tuple(cast("list[object]", value))
+
+
 def _integer(name: str, value: object, low: int | None, high: int | None) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidRequestError(f"{name} must be an integer, got {value!r}.", field=name, value=value)
@@ -117,7 +126,7 @@ def _integer(name: str, value: object, low: int | None, high: int | None) -> Non
 
 
 def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, float) and not math.isfinite(value)):
         raise InvalidRequestError(f"{name} must be a finite number, got {value!r}.", field=name, value=value)
     if value < low or value > high or (open_low and value == low):
         bracket = "(" if open_low else "["

@@ -1,0 +1,267 @@
+"""Bucket arithmetic: every legal step has a bucket, the smallest is taken, padding is bounded, and there are few graphs."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.tooling.properties import examples
+from xlaserve.buckets.ladder import LAUNCH_TOKENS, ContextChoice, GenerateBucket, Ladder, make_ladder
+from xlaserve.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What `make_ladder` takes."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    static_width: bool
+
+    def ladder(self) -> Ladder:
+        return make_ladder(
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            block_size=self.block_size,
+            static_width=self.static_width,
+        )
+
+    @property
+    def full(self) -> int:
+        """Blocks of the longest sequence."""
+        return -(-self.max_model_len // self.block_size)
+
+
+@st.composite
+def sizes(draw: st.DrawFn) -> Sizes:
+    block = draw(st.sampled_from((1, 2, 16, 128)))
+    return Sizes(
+        max_model_len=draw(st.one_of(st.integers(2, 5000), st.sampled_from((2, 127, 129, 2048, 8192, 131_072)))),
+        max_num_seqs=draw(st.sampled_from((1, 2, 3, 4, 5, 8, 16, 31, 32, 33, 64, 100, 256))),
+        max_num_batched_tokens=draw(st.one_of(st.integers(block, block + 2100), st.sampled_from((block, 2 * block + 1, block + 512)))),
+        block_size=block,
+        static_width=draw(st.booleans()),
+    )
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Sequences that wait for context encoding."""
+
+    sizes: Sizes
+    remaining: list[int]
+    starts: list[int]
+    budget: int
+
+
+@st.composite
+def queues(draw: st.DrawFn) -> Queue:
+    size = draw(sizes())
+    rng = random.Random(draw(st.integers(0, 2**32)))
+    remaining, starts = [], []
+    for _ in range(draw(st.integers(1, 2 * min(size.max_num_seqs, 40)))):
+        scale = rng.choice((1, 4, 20, 100, size.max_model_len))
+        tokens = rng.randint(1, min(size.max_model_len, max(1, scale)))
+        start = rng.choice((0, 0, rng.randint(0, (size.max_model_len - tokens) // size.block_size) * size.block_size))
+        remaining.append(tokens)
+        starts.append(start)
+    budget = draw(st.one_of(st.just(size.max_num_batched_tokens), st.integers(-64, size.max_num_batched_tokens)))
+    return Queue(size, remaining, starts, budget)
+
+
+@examples(150)
+@given(sizes(), st.data())
+def test_every_generate_step_has_its_smallest_bucket(size: Sizes, data: st.DataObject) -> None:
+    ladder = size.ladder()
+    rows, width = data.draw(st.integers(1, size.max_num_seqs)), data.draw(st.integers(1, size.full))
+    chosen = ladder.pick_generate(rows, width)
+    fits = [b for b in ladder.generate if b.rows >= rows and b.width >= width]
+    assert chosen in fits
+    assert all(b.rows >= chosen.rows and (b.rows > chosen.rows or b.width >= chosen.width) for b in fits)
+    # Never twice what is asked for, in either direction; widths below eight blocks share one graph.
+    assert chosen.rows < 2 * rows
+    assert chosen.width < 2 * width or chosen.width == min(8, size.full) or not size.static_width
+
+
+@examples(150)
+@given(sizes(), st.data())
+def test_generate_buckets_grow_with_the_step(size: Sizes, data: st.DataObject) -> None:
+    ladder = size.ladder()
+    rows = sorted(data.draw(st.lists(st.integers(1, size.max_num_seqs), min_size=2, max_size=2)))
+    widths = sorted(data.draw(st.lists(st.integers(1, size.full), min_size=2, max_size=2)))
+    small, large = ladder.pick_generate(rows[0], widths[0]), ladder.pick_generate(rows[1], widths[1])
+    assert small.rows <= large.rows
+    assert small.width <= large.width
+
+
+def check_legal(queue: Queue, ladder: Ladder, choice: ContextChoice) -> None:
+    """What every choice must keep to, whatever the queue."""
+    bucket, block = choice.bucket, queue.sizes.block_size
+    assert bucket in ladder.context
+    assert 1 <= len(choice.lengths) <= min(bucket.rows, len(queue.remaining))
+    assert sum(choice.lengths) <= queue.budget
+    for length, remaining, start in zip(choice.lengths, queue.remaining, queue.starts, strict=False):
+        assert 1 <= length <= min(remaining, bucket.length)
+        assert start + length <= bucket.width * block
+        if length < remaining:
+            assert length % block == 0, "a chunk that is not the last must end with a block"
+
+
+@examples(300)
+@given(queues())
+def test_every_context_step_is_legal_and_goes_on(queue: Queue) -> None:
+    ladder = queue.sizes.ladder()
+    choice = ladder.pick_context(queue.remaining, queue.starts, queue.budget)
+    first = min(queue.remaining[0], queue.budget)
+    if first >= min(queue.remaining[0], queue.sizes.block_size):
+        assert choice is not None, "the budget covers a block of the first sequence, or all of it"
+    if choice is not None:
+        check_legal(queue, ladder, choice)
+
+
+@examples(200)
+@given(queues())
+def test_chunks_reach_the_end_of_every_sequence(queue: Queue) -> None:
+    """Steps with the whole budget finish any queue, each sequence in order of its arrival, in at most one step per bucket length."""
+    ladder, size = queue.sizes.ladder(), queue.sizes
+    remaining, starts = queue.remaining[:4], queue.starts[:4]
+    longest = max(b.length for b in ladder.context)
+    bound = sum(-(-r // longest) + 1 for r in remaining)
+    steps = 0
+    while remaining:
+        choice = ladder.pick_context(remaining, starts, size.max_num_batched_tokens)
+        assert choice is not None
+        check_legal(Queue(size, remaining, starts, size.max_num_batched_tokens), ladder, choice)
+        for i, length in enumerate(choice.lengths):
+            remaining[i] -= length
+            starts[i] += length
+        left = [i for i, r in enumerate(remaining) if r]
+        remaining, starts = [remaining[i] for i in left], [starts[i] for i in left]
+        assert all(start % size.block_size == 0 for start in starts)
+        steps += 1
+        assert steps <= bound, "a step must finish a sequence or fill the longest bucket"
+
+
+@examples(300)
+@given(queues())
+def test_context_padding_is_bounded(queue: Queue) -> None:
+    """Useful tokens over cost are at least what the first sequence alone gets in its smallest bucket, which pads less than twofold."""
+    ladder, block = queue.sizes.ladder(), queue.sizes.block_size
+    choice = ladder.pick_context(queue.remaining, queue.starts, queue.budget)
+    if choice is None:
+        return
+    alone = min(queue.remaining[0], max(b.length for b in ladder.context), queue.budget)
+    if alone < queue.remaining[0]:
+        alone -= alone % block
+    places = max(2 * alone, block)
+    useful = sum(choice.lengths)
+    assert useful / (choice.bucket.tokens + LAUNCH_TOKENS) >= alone / (places + LAUNCH_TOKENS) * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("static_width", [False, True])
+@pytest.mark.parametrize(("block", "batched"), [(16, 512), (16, 2048), (128, 1024)])
+def test_mixed_prompts_pad_little(block: int, batched: int, static_width: bool) -> None:
+    """Long queues of mixed prompts: at most a third of all places is padding, against half that powers of two would allow."""
+    rng = random.Random(0)
+    ladder = make_ladder(max_model_len=4096, max_num_seqs=32, max_num_batched_tokens=batched, block_size=block, static_width=static_width)
+    useful = places = 0
+    for _ in range(40):
+        remaining = [min(4000, max(1, int(rng.lognormvariate(5, 1.2)))) for _ in range(32)]
+        starts = [0] * 32
+        while remaining:
+            choice = ladder.pick_context(remaining, starts, batched)
+            assert choice is not None
+            useful += sum(choice.lengths)
+            places += choice.bucket.tokens
+            for i, length in enumerate(choice.lengths):
+                remaining[i] -= length
+                starts[i] += length
+            left = [i for i, r in enumerate(remaining) if r]
+            remaining, starts = [remaining[i] for i in left], [starts[i] for i in left]
+    assert 1 - useful / places < 1 / 3
+
+
+@examples(150)
+@given(sizes())
+def test_the_number_of_graphs_stays_small(size: Sizes) -> None:
+    """The logarithm of each limit, multiplied only where shapes really differ."""
+    ladder = size.ladder()
+    widths = math.ceil(math.log2(max(1, size.full / 8))) + 1 if size.static_width else 1
+    row_steps = math.ceil(math.log2(size.max_num_seqs)) + 1
+    lengths = math.ceil(math.log2(max(1, size.max_num_batched_tokens // size.block_size))) + 1
+    assert len(ladder.generate) <= row_steps * widths
+    assert len(ladder.context) <= (lengths + (row_steps // 2) * (lengths // 2 + 1)) * widths
+    assert len(set(ladder.buckets)) == len(ladder.buckets) == len({b.name for b in ladder.buckets})
+
+
+@pytest.mark.parametrize(
+    ("platform", "size", "limit"),
+    [
+        ("cpu", Sizes(8192, 32, 512, 16, False), 20),
+        ("cuda", Sizes(32_768, 64, 2048, 16, False), 30),
+        ("neuron", Sizes(4096, 16, 1024, 128, True), 32),
+    ],
+)
+def test_the_default_ladders(platform: str, size: Sizes, limit: int) -> None:
+    assert len(size.ladder().buckets) <= limit, platform
+
+
+@examples(150)
+@given(sizes())
+def test_buckets_stay_within_the_limits(size: Sizes) -> None:
+    ladder = size.ladder()
+    for bucket in ladder.context:
+        assert bucket.length % size.block_size == 0
+        assert 1 <= bucket.rows <= size.max_num_seqs
+        assert bucket.tokens <= size.max_num_batched_tokens
+        assert bucket.length <= bucket.width * size.block_size
+        assert bucket.width <= size.full
+    for bucket in ladder.generate:
+        assert 1 <= bucket.rows <= size.max_num_seqs
+        assert 1 <= bucket.width <= size.full
+    assert list(ladder.context) == sorted(ladder.context)
+    assert list(ladder.generate) == sorted(ladder.generate)
+    assert GenerateBucket(size.max_num_seqs, size.full) in ladder.generate
+    if not size.static_width:
+        assert {b.width for b in ladder.buckets} == {size.full}
+
+
+@pytest.mark.parametrize("budget", [0, -1, -4, -16, -17])
+def test_no_budget_is_no_context_step(budget: int) -> None:
+    ladder = Sizes(256, 32, 16, 16, False).ladder()
+    assert ladder.pick_context([40, 3], [0, 0], budget) is None
+
+
+def test_a_budget_below_a_block_still_takes_a_last_chunk() -> None:
+    ladder = Sizes(256, 4, 64, 16, False).ladder()
+    assert ladder.pick_context([16], [32], 15) is None
+    choice = ladder.pick_context([15, 1], [32, 0], 15)
+    assert choice is not None
+    assert choice.lengths == (15,)
+
+
+def test_short_prompts_share_a_graph() -> None:
+    ladder = Sizes(8192, 32, 512, 16, False).ladder()
+    choice = ladder.pick_context([20] * 16, [0] * 16, 512)
+    assert choice is not None
+    assert choice.lengths == (20,) * 16
+    assert choice.bucket.rows == 16
+
+
+def test_names_tell_buckets_apart() -> None:
+    ladder = Sizes(4096, 16, 1024, 128, True).ladder()
+    assert all(b.name.startswith(("context-", "generate-")) for b in ladder.buckets)
+    assert [b.name for b in ladder.buckets[:1]] == ["generate-1-8"]
+
+
+def test_a_batch_smaller_than_a_block_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"max_num_batched_tokens.*block size \(128\), got 64"):
+        Sizes(4096, 16, 64, 128, True).ladder()

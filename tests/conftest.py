@@ -1,0 +1,55 @@
+"""Fixtures that all tests share: tiny checkpoints, real ones, and engines that stay up for the session.
+
+Every graph that tests compile goes to one store for the session, not to the checkout's.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tooling.tiny_models import write_tiny
+
+TINY_ENGINE: dict[str, Any] = {"max_model_len": 256, "max_num_seqs": 8, "max_num_batched_tokens": 64, "num_blocks": 129}
+"""Sizes that make a tiny engine chunk prompts, batch and share: 128 blocks of 16 tokens."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The session's store of compiled graphs."""
+    path = tmp_path_factory.mktemp("compile_cache")
+    before = os.environ.get("XLASERVE_COMPILE_CACHE")
+    os.environ["XLASERVE_COMPILE_CACHE"] = str(path)
+    yield path
+    if before is None:
+        del os.environ["XLASERVE_COMPILE_CACHE"]
+    else:
+        os.environ["XLASERVE_COMPILE_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Writes the tiny checkpoint of a family, once."""
+    return functools.cache(lambda family: write_tiny(family, tmp_path_factory.mktemp("tiny") / family))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The demo model, fetched where it is not in the user's cache yet."""
+    from xlaserve.models.demo import demo_gguf
+
+    return demo_gguf()
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tiny_model: Callable[[str], Path]) -> Generator[Any]:
+    """An engine on the tiny llama3, for tests that leave it as it was."""
+    from xlaserve import LLM
+
+    with LLM(str(tiny_model("llama3")), **TINY_ENGINE) as llm:
+        yield llm

@@ -1,0 +1,49 @@
+"""Logits equal those of Hugging Face transformers at every position, for every family, chunked and not, through either attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tooling.engine_logits import LogitsEngine
+from tests.tooling.golden import RealGolden, compare, load_gemma3, load_smollm2, load_tiny
+from tests.tooling.tiny_models import FAMILIES, checksum, tiny_tensors
+
+TOLERANCE = 2e-3
+
+
+@pytest.mark.parametrize("attention", ["tiled", "gather"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tiny_families(family: str, attention: str, tiny_model: Callable[[str], Path]) -> None:
+    golden = load_tiny(family)
+    assert checksum(tiny_tensors(family)) == golden.checksum, "the reference values were made from other weights"
+    engine = LogitsEngine(tiny_model(family), attention, max_len=256)  # type: ignore[arg-type]
+    for case in golden.cases:
+        for chunk in (16, 64, 256):
+            logits = engine.logits(case.prompt, chunk=chunk)
+            assert np.abs(logits - case.logits).max() < 1e-4, (len(case.prompt), chunk)
+
+
+def test_smollm2(smollm2: Path) -> None:
+    golden = load_smollm2()
+    assert max(len(case.prompt) for case in golden.prompts) == 1500
+    assert len(golden.prompts) == 10
+    _check_real(golden, smollm2)
+
+
+def test_gemma3_270m(gemma3_270m: Path) -> None:
+    golden = load_gemma3()
+    assert max(len(case.prompt) for case in golden.prompts) > 600  # longer than its sliding window
+    _check_real(golden, gemma3_270m)
+
+
+def _check_real(golden: RealGolden, path: Path) -> None:
+    engine = LogitsEngine(path)
+    for case in golden.prompts:
+        difference = compare(case.summary, engine.logits(case.prompt, chunk=512 if len(case.prompt) > 64 else 64))
+        assert difference.largest < TOLERANCE, case.name
+        assert difference.projections < TOLERANCE, case.name
+        assert difference.argmax_equal == difference.positions, case.name

@@ -1,0 +1,43 @@
+"""`xlaserve` with the scripted engine in place of the real one: `python -m tests.scripted_cli serve ...` in a process of its own.
+
+The model argument chooses the script: "slow" never finishes loading, "missing" and "buggy" fail to, "endless" stops after three
+tokens, "patient" takes its time over each, anything else answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from tests.server.scripted_engine import ScriptedEngine
+from xlaserve.errors import CheckpointError
+
+
+class AsyncLLM(ScriptedEngine):
+    def __init__(self, model: str | None = None, *, progress: Callable[[str], None] | None = None, **options: Any) -> None:
+        super().__init__(max_model_len=options["max_model_len"] or 128)
+        assert progress is not None
+        progress(f"loading {model}")
+        if model == "slow":
+            threading.Event().wait()
+        if model == "missing":
+            raise CheckpointError("there is no model at missing: name a folder, a .gguf file or a hub id.")
+        if model == "buggy":
+            raise RuntimeError("a bug")
+        if model == "endless":
+            self.pause_after = 3
+        if model == "patient":
+            self.token_seconds = 0.02
+        self.model_name = options["served_model_name"] or model or "demo"
+
+
+if __name__ == "__main__":
+    stand_in = ModuleType("xlaserve.engine.async_llm")
+    stand_in.__dict__["AsyncLLM"] = AsyncLLM
+    sys.modules[stand_in.__name__] = stand_in
+    from xlaserve.cli import main
+
+    sys.exit(main())

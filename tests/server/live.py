@@ -1,0 +1,66 @@
+"""A real uvicorn on a free port of this machine, on a thread of the test process."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import httpx
+import uvicorn
+
+from xlaserve.server.app import create_app
+from xlaserve.server.engine import Engine
+from xlaserve.server.lifecycle import address, bind
+from xlaserve.server.settings import ServerSettings
+from xlaserve.server.state import ServerState
+
+TIMEOUT = 30.0
+
+
+class _Announcing(uvicorn.Server):
+    """Tells when it accepts connections."""
+
+    def __init__(self, config: uvicorn.Config, accepting: threading.Event) -> None:
+        super().__init__(config)
+        self._accepting = accepting
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._accepting.set()
+
+
+class Live:
+    """A running server; `client` is an httpx client on its address."""
+
+    def __init__(self, url: str, state: ServerState, client: httpx.Client) -> None:
+        self.url = url
+        self.state = state
+        self.client = client
+        self.port = int(url.rpartition(":")[2])
+
+
+@contextmanager
+def live_server(engine: Engine | None, **settings: float) -> Generator[Live]:
+    """Serves until the block ends. Without an engine the server stays in its loading phase."""
+    options = ServerSettings(port=0, **settings)  # type: ignore[arg-type]
+    listener = bind(options)
+    state = ServerState(options)
+    if engine is not None:
+        state.attach(engine)
+    config = uvicorn.Config(create_app(state), lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    accepting = threading.Event()
+    server = _Announcing(config, accepting)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+    thread.start()
+    try:
+        assert accepting.wait(TIMEOUT)
+        with httpx.Client(base_url=address(listener), timeout=TIMEOUT) as client:
+            yield Live(address(listener), state, client)
+    finally:
+        server.should_exit = True
+        thread.join(TIMEOUT)
+        listener.close()
+    assert not thread.is_alive()

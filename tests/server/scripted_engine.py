@@ -1,0 +1,140 @@
+"""An engine without a model, for what a real one cannot be made to do on command: fail, stall, overflow, die.
+
+Tokens are bytes. The answer to a prompt is the alphabet over and over, and a completion's first letter tells its index. Outputs are made
+only when asked for, so a test can count how far ahead of its client the server reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xlaserve.engine.outputs import CompletionOutput, EngineStats, FinishReason, RequestMetrics, RequestOutput
+from xlaserve.errors import InvalidRequestError
+from xlaserve.sampling.params import SamplingParams
+
+VOCAB_SIZE = 257
+ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+
+
+class ByteTokenizer:
+    chat_template: str | None = "scripted"
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return bytes(token for token in ids if token < 256).decode("utf-8", "replace")
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        if template_kwargs and "explode" in template_kwargs:
+            raise InvalidRequestError("the chat template failed: no.", field="messages")
+        text = "".join(f"<{message['role']}>{message['content']}" for message in messages)
+        return text + ("<assistant>" if add_generation_prompt else "")
+
+
+class ScriptedStream:
+    def __init__(self, engine: ScriptedEngine, request_id: str, prompt: list[int], params: SamplingParams) -> None:
+        self.request_id = request_id
+        self.prompt_token_ids = prompt
+        self.params = params
+        self.produced = 0
+        self.aborted = False
+        self._engine = engine
+        self._total = (params.max_tokens or engine.max_model_len - len(prompt)) * params.n
+
+    def __aiter__(self) -> ScriptedStream:
+        return self
+
+    async def __anext__(self) -> RequestOutput:
+        engine = self._engine
+        if engine.token_seconds:
+            await asyncio.sleep(engine.token_seconds)
+        if self.produced == engine.pause_after:
+            engine.paused.set()
+            await engine.resume.wait()
+        if self.aborted or self.produced == self._total:
+            raise StopAsyncIteration
+        if engine.failure is not None and self.produced == engine.fail_after:
+            raise engine.failure
+        turn, index = divmod(self.produced, self.params.n)
+        self.produced += 1
+        letter = ALPHABET[(turn + index) % len(ALPHABET)]
+        ended = self.produced > self._total - self.params.n
+        reason: FinishReason | None = "length" if ended else None
+        if engine.end_with is not None and self.produced > engine.fail_after:
+            reason = engine.end_with
+        finished = self.produced == self._total
+        if finished:
+            engine.running.discard(self)
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt=None,
+            prompt_token_ids=self.prompt_token_ids,
+            outputs=[CompletionOutput(index, letter, [ord(letter)], reason)],
+            finished=finished,
+            num_cached_tokens=0,
+            metrics=RequestMetrics(arrival_time=0.0, first_scheduled_time=0.0),
+        )
+
+    def abort(self) -> None:
+        if self in self._engine.running:
+            self._engine.running.discard(self)
+            self.aborted = True
+            if not self._engine.running:
+                self._engine.aborted.set()
+
+
+class ScriptedEngine:
+    """Args that tests set: `pause_after` tokens wait for `resume`; `failure` is raised, or `end_with` ends choices, after `fail_after`."""
+
+    def __init__(self, *, max_model_len: int = 128) -> None:
+        self.model_name = "scripted/model"
+        self.tokenizer = ByteTokenizer()
+        self.max_model_len = max_model_len
+        self.vocab_size = VOCAB_SIZE
+        self.default_sampling: dict[str, float | int] = {}
+        self.plan = "a plan of several lines\nfor a person"
+        self.healthy = True
+        self.errored: BaseException | None = None
+        self.running: set[ScriptedStream] = set()
+        self.submitted: list[ScriptedStream] = []
+        self.refusal: Exception | None = None
+        self.refuse_after = 0
+        self.failure: Exception | None = None
+        self.end_with: FinishReason | None = None
+        self.fail_after = 0
+        self.pause_after = -1
+        self.token_seconds = 0.0
+        self.resume = asyncio.Event()
+        self.paused = threading.Event()
+        self.aborted = threading.Event()
+
+    def submit(self, prompt: str | Sequence[int], params: SamplingParams, *, request_id: str | None = None) -> ScriptedStream:
+        if self.refusal is not None and len(self.submitted) >= self.refuse_after:
+            raise self.refusal
+        assert not isinstance(prompt, str)
+        request_id = request_id or f"request-{len(self.submitted)}"
+        assert request_id not in {stream.request_id for stream in self.submitted}
+        stream = ScriptedStream(self, request_id, list(prompt), params)
+        self.running.add(stream)
+        self.submitted.append(stream)
+        return stream
+
+    def stats(self) -> EngineStats:
+        return EngineStats(num_running=len(self.running), num_waiting=2, num_blocks=10, num_free_blocks=5, finished={"stop": 3, "abort": 1})
+
+    async def close(self) -> None:
+        for stream in list(self.running):
+            stream.abort()
+        self.resume.set()

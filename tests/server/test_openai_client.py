@@ -1,0 +1,124 @@
+"""The official `openai` package works unchanged: chat, stream, completions, models, errors, abort."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+
+import openai
+import pytest
+from openai import OpenAI
+
+from tests.server.live import TIMEOUT, Live
+from tests.server.scripted_engine import ScriptedEngine
+from xlaserve.errors import OverloadedError
+
+MODEL = "scripted/model"
+
+
+@pytest.fixture
+def client(server: Live) -> Generator[OpenAI]:
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=TIMEOUT) as client:
+        yield client
+
+
+def test_chat(client: OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "hi"}], max_tokens=4, extra_body={"top_k": 3}
+    )
+    (choice,) = answer.choices
+    assert choice.message.content == "abcd"
+    assert choice.message.role == "assistant"
+    assert choice.finish_reason == "length"
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (19, 4, 23)
+    assert answer.usage.prompt_tokens_details is not None
+
+
+def test_chat_stream(client: OpenAI) -> None:
+    text = ""
+    with client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "hi"}], max_tokens=4, stream=True, stream_options={"include_usage": True}
+    ) as stream:
+        chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == "abcd"
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-2].choices[0].finish_reason == "length"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 4
+
+
+def test_chat_stream_helper(client: OpenAI, engine: ScriptedEngine) -> None:
+    engine.end_with, engine.fail_after = "stop", 2 * 3
+    with client.chat.completions.stream(model=MODEL, messages=[{"role": "user", "content": "hi"}], max_tokens=4, n=2) as stream:
+        kinds = {event.type for event in stream}
+        final = stream.get_final_completion()
+    assert {"chunk", "content.delta", "content.done"} <= kinds
+    assert [choice.message.content for choice in final.choices] == ["abcd", "bcde"]
+
+
+def test_completions(client: OpenAI) -> None:
+    answer = client.completions.create(model=MODEL, prompt=["x", "y"], n=2, max_tokens=2, echo=True)
+    assert [choice.text for choice in answer.choices] == ["xab", "xbc", "yab", "ybc"]
+    with client.completions.create(model=MODEL, prompt=[104, 105], max_tokens=3, stream=True) as stream:
+        assert "".join(chunk.choices[0].text for chunk in stream) == "abc"
+
+
+def test_models(client: OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).object == "model"
+
+
+def test_errors(client: OpenAI, engine: ScriptedEngine) -> None:
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.chat.completions.create(model="gpt-9", messages=[{"role": "user", "content": "hi"}])
+    assert unknown.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "hi"}], temperature=9)
+    assert bad.value.param == "temperature"
+    assert bad.value.type == "invalid_request_error"
+    with pytest.raises(openai.BadRequestError) as long:
+        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "hi" * 200}])
+    assert long.value.code == "context_length_exceeded"
+    engine.refusal = OverloadedError("the queue is full")
+    with pytest.raises(openai.InternalServerError) as overloaded:
+        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "hi"}])
+    assert overloaded.value.status_code == 503
+
+
+def test_an_error_in_the_middle_of_a_stream_is_raised(client: OpenAI, engine: ScriptedEngine) -> None:
+    engine.end_with, engine.fail_after = "error", 3
+    with client.completions.create(model=MODEL, prompt="a", stream=True) as stream, pytest.raises(openai.APIError, match="engine failed"):
+        list(stream)
+
+
+def test_closing_a_stream_aborts(client: OpenAI, engine: ScriptedEngine) -> None:
+    engine.pause_after = 3
+    stream = client.completions.create(model=MODEL, prompt="a", max_tokens=100, stream=True)
+    assert next(stream).choices[0].text == "a"
+    assert engine.running
+    stream.close()
+    assert engine.aborted.wait(TIMEOUT)
+    assert not engine.running
+
+
+def test_a_client_timeout_aborts(client: OpenAI, engine: ScriptedEngine) -> None:
+    engine.pause_after = 3
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.2).completions.create(model=MODEL, prompt="a", max_tokens=100)
+    assert engine.aborted.wait(TIMEOUT)
+
+
+def test_async_client_cancelled(server: Live, engine: ScriptedEngine) -> None:
+    engine.pause_after = 3
+
+    async def cancel() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            task = asyncio.create_task(client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "hi"}]))
+            assert await asyncio.to_thread(engine.paused.wait, TIMEOUT)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(cancel())
+    assert engine.aborted.wait(TIMEOUT)

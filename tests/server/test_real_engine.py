@@ -1,0 +1,232 @@
+"""The server on a real engine with a tiny model: streams, stops, disconnects, crowds, and an engine that dies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from tests.conftest import TINY_ENGINE
+from tests.server.live import TIMEOUT, Live, live_server
+from tests.server.sse import endings, events, texts
+from tests.server.test_bad_input import assert_error
+from xlaserve import AsyncLLM
+
+COMPLETIONS = "/v1/completions"
+CHAT = "/v1/chat/completions"
+HELLO = {"messages": [{"role": "user", "content": "hello there"}]}
+
+
+@contextmanager
+def serving(model: Path) -> Generator[tuple[Live, AsyncLLM]]:
+    engine = AsyncLLM(str(model), **TINY_ENGINE)
+    try:
+        with live_server(engine) as live:
+            yield live, engine
+    finally:
+        asyncio.run(engine.close())
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model: Callable[[str], Path]) -> Generator[Live]:
+    with serving(tiny_model("llama3")) as (live, _):
+        yield live
+
+
+def metric(live: Live, name: str) -> float:
+    (line,) = (line for line in live.client.get("/metrics").text.splitlines() if line.startswith(name + "{"))
+    return float(line.rpartition(" ")[2])
+
+
+def assert_becomes_idle(live: Live) -> None:
+    # An abort reaches the engine between two of its steps.
+    for _ in range(10_000):
+        if metric(live, "xlaserve:num_requests_running") == 0 and metric(live, "xlaserve:kv_cache_usage_perc") == 0:
+            return
+    raise AssertionError("blocks stay in use")
+
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    (COMPLETIONS, {"prompt": "hello", "temperature": 0}),
+    (COMPLETIONS, {"prompt": "hello", "seed": 1, "max_tokens": 40}),
+    (COMPLETIONS, {"prompt": "hello", "seed": 1, "max_tokens": 40, "n": 3, "echo": True}),
+    (COMPLETIONS, {"prompt": ["hello", "another one", "x"], "seed": 2, "max_tokens": 20, "n": 2}),
+    (COMPLETIONS, {"prompt": [5, 6, 7], "seed": 3, "max_tokens": 30, "skip_special_tokens": False}),
+    (COMPLETIONS, {"prompt": [[5, 6], list(range(10, 150))], "seed": 3, "max_tokens": 30, "top_k": 2**63}),
+    (COMPLETIONS, {"prompt": "hello", "seed": 4, "max_tokens": 60, "stop": ["e", "a", "th"], "n": 4}),
+    (
+        COMPLETIONS,
+        {"prompt": "hello", "seed": 4, "max_tokens": 60, "stop": ["e", "a"], "include_stop_str_in_output": True, "min_tokens": 10},
+    ),
+    (COMPLETIONS, {"prompt": "hello", "seed": 5, "max_tokens": 60, "stop_token_ids": list(range(0, 512, 40)), "ignore_eos": True}),
+    (COMPLETIONS, {"prompt": "hello", "seed": 6, "temperature": 2, "top_p": 0.7, "min_p": 0.01, "max_tokens": 60}),
+    (CHAT, {**HELLO, "seed": 7, "max_tokens": 40, "n": 2}),
+    (CHAT, {**HELLO, "temperature": 0}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), CASES)
+def test_stream_equals_whole(tiny: Live, path: str, body: dict[str, Any]) -> None:
+    response = tiny.client.post(path, json=body)
+    assert response.status_code == 200, response.text
+    whole = response.json()
+    chunks = events(tiny.client.post(path, json={**body, "stream": True, "stream_options": {"include_usage": True}}))
+    content = {choice["index"]: choice["message"]["content"] if path == CHAT else choice["text"] for choice in whole["choices"]}
+    assert texts(chunks) == content
+    assert endings(chunks) == {choice["index"]: (choice["finish_reason"], choice["stop_reason"]) for choice in whole["choices"]}
+    assert chunks[-1]["usage"] == whole["usage"]
+    assert {reason for reason, _ in endings(chunks).values()} <= {"stop", "length"}
+
+
+def test_stop_strings_end_the_text_before_the_match(tiny: Live) -> None:
+    free = tiny.client.post(COMPLETIONS, json={"prompt": "hello", "temperature": 0, "max_tokens": 60, "ignore_eos": True}).json()
+    text = free["choices"][0]["text"]
+    stop = text[len(text) // 2 :][:3]
+    ended = tiny.client.post(
+        COMPLETIONS, json={"prompt": "hello", "temperature": 0, "max_tokens": 60, "ignore_eos": True, "stop": stop}
+    ).json()
+    (choice,) = ended["choices"]
+    assert choice["text"] == text[: text.index(stop)]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", stop)
+    assert ended["usage"]["completion_tokens"] < free["usage"]["completion_tokens"]
+
+
+def test_chat_goes_on_to_the_model_length_by_default(tiny: Live) -> None:
+    usage = tiny.client.post(CHAT, json={**HELLO, "ignore_eos": True}).json()["usage"]
+    assert usage["total_tokens"] == TINY_ENGINE["max_model_len"]
+
+
+def test_a_prompt_that_just_fits(tiny: Live) -> None:
+    longest = TINY_ENGINE["max_model_len"] - 1
+    assert tiny.client.post(COMPLETIONS, json={"prompt": [5] * longest}).json()["usage"]["completion_tokens"] == 1
+    assert_error(400, tiny.client.post(COMPLETIONS, json={"prompt": [5] * (longest + 1)}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"stop_token_ids": [512]}, "stop_token_ids"),
+        ({"stop_token_ids": [2**40]}, "stop_token_ids"),
+        ({"prompt": [512]}, "prompt"),
+        ({"min_tokens": 2**40, "max_tokens": None}, "min_tokens"),
+        ({"prompt": ""}, "prompt"),
+    ],
+)
+def test_what_the_engine_refuses(tiny: Live, fields: dict[str, Any], param: str) -> None:
+    assert assert_error(400, tiny.client.post(COMPLETIONS, json={"prompt": "a", **fields}))["param"] == param
+
+
+@pytest.mark.parametrize("value", [2**31, 2**32, 2**63 - 1, -(2**63)])
+def test_extreme_numbers_do_not_hurt_the_engine(tiny: Live, value: int) -> None:
+    body = {"prompt": "a", "max_tokens": 2, "seed": value, "top_k": abs(value), "temperature": 1e-300}
+    assert tiny.client.post(COMPLETIONS, json=body).status_code == 200
+    assert tiny.client.post(COMPLETIONS, json={**body, "temperature": 1e-4, "top_p": 1e-300, "min_p": 1e-300}).status_code == 200
+    assert tiny.client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_disconnecting_frees_the_blocks(tiny: Live, stream: bool) -> None:
+    before = metric(tiny, "xlaserve:generation_tokens_total")
+    body = {**HELLO, "ignore_eos": True, "n": 8, "stream": stream}
+    if stream:
+        with tiny.client.stream("POST", CHAT, json=body) as response:
+            next(response.iter_lines())
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            tiny.client.post(CHAT, json=body, timeout=0.02)
+    assert_becomes_idle(tiny)
+    assert metric(tiny, "xlaserve:generation_tokens_total") - before < 8 * 200
+
+
+def test_a_mixed_crowd_gets_what_each_would_get_alone_and_nothing_compiles(tiny: Live) -> None:
+    rng = random.Random(0)
+
+    def body() -> dict[str, Any]:
+        prompt = [rng.randrange(4, 500) for _ in range(rng.randint(1, 150))]
+        how = rng.choice([{"temperature": 0}, {"seed": rng.randrange(100), "top_p": 0.9}, {"seed": rng.randrange(100), "top_k": 5}])
+        return {"prompt": prompt, "max_tokens": rng.randint(1, 20), "n": rng.choice([1, 1, 1, 2, 5]), **how}
+
+    bodies = [body() for _ in range(200)]
+    alone = {number: tiny.client.post(COMPLETIONS, json=bodies[number]).json()["choices"] for number in range(0, 200, 10)}
+
+    async def crowd() -> list[Any]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=tiny.url, timeout=TIMEOUT * 4, limits=limits) as client:
+
+            async def one(number: int) -> Any:
+                if number % 10 == 5:
+                    async with client.stream("POST", COMPLETIONS, json={**bodies[number], "stream": True}):
+                        return None
+                response = await client.post(COMPLETIONS, json=bodies[number])
+                assert response.status_code == 200, response.text
+                return response.json()["choices"]
+
+            return await asyncio.gather(*(one(number) for number in range(200)))
+
+    together = asyncio.run(crowd())
+    assert {number: together[number] for number in alone} == alone
+    assert metric(tiny, "xlaserve:compile_events_total") == 0
+    assert_becomes_idle(tiny)
+
+
+def test_openai_client(tiny: Live) -> None:
+    with OpenAI(base_url=f"{tiny.url}/v1", api_key="none", max_retries=0) as client:
+        (model,) = client.models.list()
+        whole = client.chat.completions.create(
+            model=model.id, messages=[{"role": "user", "content": "hello"}], temperature=0, max_tokens=20, extra_body={"ignore_eos": True}
+        )
+        with client.chat.completions.create(
+            model=model.id,
+            messages=[{"role": "user", "content": "hello"}],
+            temperature=0,
+            max_tokens=20,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        ) as stream:
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == whole.choices[0].message.content
+        assert whole.usage is not None
+        assert whole.usage.completion_tokens == 20
+        with client.completions.create(
+            model=model.id, prompt="hello", max_tokens=200, stream=True, extra_body={"ignore_eos": True}
+        ) as stream:
+            next(stream)
+    assert_becomes_idle(tiny)
+
+
+def test_closing_the_engine_ends_streams_with_an_error(tiny_model: Callable[[str], Path]) -> None:
+    with (
+        serving(tiny_model("llama3")) as (live, engine),
+        live.client.stream("POST", CHAT, json={**HELLO, "n": 8, "stream": True}) as response,
+    ):
+        lines = response.iter_lines()
+        next(lines)
+        live.state.stop()
+        asyncio.run(engine.close())
+        rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == "shutting_down"
+
+
+def test_an_engine_that_dies(tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from xlaserve.engine.core import EngineCore
+
+    with serving(tiny_model("llama3")) as (live, _):
+
+        def step(self: EngineCore) -> None:
+            raise RuntimeError("the device is gone: /dev/secret/thing")
+
+        monkeypatch.setattr(EngineCore, "step", step)
+        error = assert_error(500, live.client.post(CHAT, json=HELLO))
+        assert error["code"] == "engine_dead"
+        assert "secret" not in error["message"]
+        assert_error(500, live.client.post(COMPLETIONS, json={"prompt": "a", "stream": True}))
+        assert live.client.get("/health").status_code == 503
+        assert live.client.get("/ready").json()["status"] == "dead"

@@ -1,0 +1,427 @@
+"""The command line: instant help, one clear message per mistake, and every command from start to end."""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import TINY_ENGINE
+from tests.server.live import Live, live_server
+from tests.server.scripted_engine import ScriptedEngine
+from xlaserve import __version__
+from xlaserve.cli import main
+from xlaserve.commands import doctor
+from xlaserve.commands.engine_flags import ENGINE_FIELDS, size
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT = 60
+SCRIPTED = [sys.executable, "-W", "error", "-m", "tests.scripted_cli"]
+
+
+def scripted(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*SCRIPTED, *arguments], cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+
+
+class Served:
+    """A `serve` process; `lines` is what it has printed up to its curl line."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[str] = []
+
+    def read_until(self, text: str) -> str:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+            if text in line:
+                return line
+        raise AssertionError(f"ended without {text!r}: {self.lines}")
+
+    @property
+    def url(self) -> str:
+        match = re.search(r"http://[^\s,]+", self.lines[0])
+        assert match
+        return match[0]
+
+    def stop(self) -> tuple[int, str]:
+        self.process.send_signal(signal.SIGTERM)
+        _, errors = self.process.communicate(timeout=TIMEOUT)
+        return self.process.returncode, errors
+
+
+@contextmanager
+def serving(*arguments: str) -> Generator[Served]:
+    command = [*SCRIPTED, "serve", "--port", "0", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield Served(process)
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["serve", "--help"], ["chat", "--help"], ["compile", "-h"], ["doctor", "-h"]]
+)
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import atexit, sys\n"
+        "heavy = ('jax', 'jaxlib', 'numpy', 'fastapi', 'pydantic', 'uvicorn', 'transformers', 'tokenizers', 'asyncio', 'httpx')\n"
+        "atexit.register(lambda: print('HEAVY', [name for name in heavy if name in sys.modules]))\n"
+        "from xlaserve.cli import main\n"
+        f"main({arguments!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=True)
+    assert done.stdout.strip().endswith("HEAVY []")
+    assert "xlaserve" in done.stdout
+
+
+def test_help_is_instant() -> None:
+    def seconds() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "xlaserve.cli", "--help"], cwd=ROOT, capture_output=True, timeout=TIMEOUT, check=True)
+        return time.perf_counter() - started
+
+    # The best of a few, so that a busy machine does not matter.
+    assert min(seconds() for _ in range(5)) < 0.2
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"xlaserve {__version__}\n"
+
+
+def test_engine_flags_are_the_fields_of_engine_config() -> None:
+    from xlaserve.engine.config import EngineConfig
+
+    assert {"model", *ENGINE_FIELDS} == {field.name for field in fields(EngineConfig)}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("8192", 8192), ("8k", 8000), ("8K", 8192), ("1.5K", 1536), ("2M", 2 * 1024**2), ("1g", 10**9)]
+)
+def test_sizes(text: str, value: int) -> None:
+    assert size(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "k", "1.5", "8 K 9", "1e3", "0.0001k", "NaN", "٣"])
+def test_wrong_sizes(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="whole number"):
+        size(text)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["nothing"], ["serve", "--port", "99999"], ["serve", "--port", "x"], ["serve", "--max-model-len", "many"], ["serve", "--nothing"]],
+)
+def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage: xlaserve" in capsys.readouterr().err
+
+
+def test_serve_tells_what_it_does_and_stops_in_order() -> None:
+    with serving("tiny", "--max-model-len", "1k") as served:
+        served.read_until("curl")
+        served.read_until("-d ")
+        assert "loading tiny" in served.lines[0]
+        command = " ".join(line.strip().removesuffix("\\") for line in served.lines[-2:])
+        assert command.startswith(f"curl {served.url}/v1/chat/completions")
+        body = command.partition("-d ")[2].strip("'")
+        answer = httpx.post(f"{served.url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+        assert answer.json()["model"] == "tiny"
+        assert httpx.get(f"{served.url}/v1/models").json()["data"][0]["max_model_len"] == 1000
+        code, errors = served.stop()
+        assert code == 0
+        assert "stopping" in errors
+        assert "Traceback" not in errors
+
+
+@contextmanager
+def streaming(url: str) -> Generator[http.client.HTTPResponse]:
+    """A stream whose first token has come."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=TIMEOUT)
+    connection.request("POST", "/v1/completions", json.dumps({"prompt": "a", "stream": True}), {"Content-Type": "application/json"})
+    with connection.getresponse() as response:
+        assert response.readline().startswith(b"data:")
+        yield response
+    connection.close()
+
+
+def test_stopping_aborts_what_runs() -> None:
+    with serving("endless") as served:
+        served.read_until("-d ")
+        with streaming(served.url) as response:
+            code, _ = served.stop()
+            assert code == 0
+            frames = response.read().split(b"\n\n")
+        assert frames[-2] == b"data: [DONE]"
+        assert json.loads(frames[-3].removeprefix(b"data: "))["error"]["code"] == "shutting_down"
+
+
+def test_stopping_lets_what_runs_finish_in_its_time() -> None:
+    with serving("patient", "--shutdown-timeout", "30") as served:
+        served.read_until("-d ")
+        with streaming(served.url) as response:
+            code, _ = served.stop()
+            assert code == 0
+            frames = response.read().split(b"\n\n")
+    assert frames[-2] == b"data: [DONE]"
+    assert json.loads(frames[-3].removeprefix(b"data: "))["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    with serving("endless", "--shutdown-timeout", "1000") as served:
+        served.read_until("-d ")
+        with streaming(served.url):
+            assert served.process.stderr is not None
+            served.process.send_signal(signal.SIGINT)
+            while "stopping" not in served.process.stderr.readline():
+                pass
+            served.process.send_signal(signal.SIGINT)
+            assert served.process.wait(TIMEOUT) == 128 + signal.SIGINT
+
+
+def test_serve_answers_and_stops_while_loading() -> None:
+    with serving("slow") as served:
+        served.read_until("loading slow")
+        served.read_until("loading slow")
+        assert httpx.get(f"{served.url}/health").status_code == 200
+        ready = httpx.get(f"{served.url}/ready")
+        assert ready.status_code == 503
+        assert ready.json()["progress"] == ["loading slow"]
+        assert served.stop()[0] == 0
+
+
+def test_a_model_that_cannot_be_loaded_is_one_message() -> None:
+    done = scripted("serve", "--port", "0", "missing")
+    assert done.returncode == 1
+    assert done.stderr.strip() == "xlaserve: error: there is no model at missing: name a folder, a .gguf file or a hub id."
+
+
+def test_a_bug_while_loading_keeps_its_traceback() -> None:
+    done = scripted("serve", "--port", "0", "buggy")
+    assert done.returncode == 1
+    assert "RuntimeError: a bug" in done.stderr
+
+
+def test_a_port_in_use_is_found_before_loading() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = scripted("serve", "--port", str(port), "missing")
+    assert done.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert "--port" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_wrong_host_is_one_message() -> None:
+    done = scripted("serve", "--host", "192.0.2.1", "--port", "0")
+    assert done.returncode == 2
+    assert done.stderr.startswith("xlaserve: error: cannot listen on 192.0.2.1:0")
+
+
+def test_compile_then_serve_then_chat(tiny_model: Callable[[str], Path]) -> None:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY_ENGINE.items()]
+    command = [sys.executable, "-m", "xlaserve.cli"]
+    model = str(tiny_model("llama3"))
+    done = subprocess.run([*command, "compile", model, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    total = re.search(r"(\d+) graphs are ready", done.stdout)
+    assert total
+    with subprocess.Popen([*command, "serve", "--port=0", model, *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        served = Served(process)
+        served.read_until("-d ")
+        assert sum(" loaded in " in line for line in served.lines) == int(total[1])
+        assert not any(" compiled in " in line for line in served.lines)
+        done = subprocess.run(
+            [*command, "chat", "--url", served.url, "-q", "hi"], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT) == 0
+    done = subprocess.run(
+        [*command, "chat", model, *flags, "-q", "hi", "--temperature=0"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert " loaded in " in done.stderr
+
+
+@pytest.fixture
+def chat_server() -> Generator[tuple[Live, ScriptedEngine]]:
+    engine = ScriptedEngine()
+    with live_server(engine) as live:
+        yield live, engine
+
+
+def test_quick_question_against_a_server(chat_server: tuple[Live, ScriptedEngine], capfd: pytest.CaptureFixture[str]) -> None:
+    live, engine = chat_server
+    assert (
+        main(["chat", "--url", f"{live.url}/v1", "-q", "hi", "--max-tokens", "5", "--temperature", "0", "--system-prompt", "be brief"]) == 0
+    )
+    assert capfd.readouterr().out == "abcde\n"
+    assert bytes(engine.submitted[0].prompt_token_ids) == b"<system>be brief<user>hi<assistant>"
+    assert engine.submitted[0].params.greedy
+
+
+def test_conversation_against_a_server(chat_server: tuple[Live, ScriptedEngine]) -> None:
+    live, engine = chat_server
+    done = scripted("chat", "--url", live.url, "--max-tokens", "2", stdin="one\n\ntwo\n/reset\nthree\n/quit\nfour\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "ab\n" * 3
+    prompts = [bytes(stream.prompt_token_ids).decode() for stream in engine.submitted]
+    assert prompts == ["<user>one<assistant>", "<user>one<assistant>ab<user>two<assistant>", "<user>three<assistant>"]
+
+
+def test_conversation_in_process() -> None:
+    done = scripted("chat", "tiny", "--max-tokens", "3", stdin="one\ntwo\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "abc\n" * 2
+    assert done.stderr == "loading tiny\n"
+
+
+@pytest.mark.parametrize("remote", [True, False])
+def test_interrupting_an_answer(chat_server: tuple[Live, ScriptedEngine], remote: bool) -> None:
+    live, engine = chat_server
+    engine.pause_after = 3
+    target = ["--url", live.url] if remote else ["endless"]
+    command = [*SCRIPTED, "chat", *target, "-q", "hi"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(3) == "abc"
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, output) == (130, "\n"), errors
+    assert "Traceback" not in errors
+    if remote:
+        assert engine.aborted.wait(TIMEOUT)
+
+
+@contextmanager
+def terminal(*arguments: str) -> Generator[tuple[subprocess.Popen[bytes], Callable[[str], None]]]:
+    """`chat` on a pseudo-terminal: the process, and a function that types a line."""
+    ours, theirs = os.openpty()
+    try:
+        with subprocess.Popen(
+            [*SCRIPTED, "chat", *arguments], cwd=ROOT, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            os.close(theirs)
+            try:
+                yield process, lambda line: os.write(ours, line.encode() + b"\n") and None
+            finally:
+                process.kill()
+    finally:
+        os.close(ours)
+
+
+def test_conversation_on_a_terminal(chat_server: tuple[Live, ScriptedEngine]) -> None:
+    live, engine = chat_server
+
+    def read(until: bytes) -> None:
+        seen = b""
+        while not seen.endswith(until):
+            seen += os.read(process.stdout.fileno(), 1)  # type: ignore[union-attr]
+
+    with terminal("--url", live.url, "--max-tokens", "5") as (process, type_line):
+        read(b"> ")
+        type_line("one")
+        read(b"abcde\n> ")
+        engine.pause_after = 3
+        type_line("two")
+        read(b"abc")
+        process.send_signal(signal.SIGINT)
+        read(b"\n> ")
+        engine.pause_after = -1
+        type_line("a" * 200)
+        read(b"> ")
+        type_line("/reset")
+        read(b"> ")
+        type_line("three")
+        read(b"abcde\n> ")
+        type_line("/quit")
+        assert process.wait(TIMEOUT) == 0
+        assert process.stderr is not None
+        assert b"maximum context length" in process.stderr.read()
+    prompts = [bytes(stream.prompt_token_ids).decode() for stream in engine.submitted]
+    assert prompts == ["<user>one<assistant>", "<user>one<assistant>abcde<user>two<assistant>", "<user>three<assistant>"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--url", "ftp://x"], 2, "--url must be an address"),
+        (["--url", "http://localhost:notaport"], 2, "--url must be an address"),
+        (["--url", "http://127.0.0.1:1"], 1, "cannot reach http://127.0.0.1:1"),
+    ],
+)
+def test_chat_mistakes_are_one_message(arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", "-q", "hi", *arguments]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_chat_shows_what_the_server_refuses(chat_server: tuple[Live, ScriptedEngine], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", "--url", chat_server[0].url, "-q", "hi", "--temperature", "9"]) == 1
+    assert "temperature must be in [0, 2]" in capsys.readouterr().err
+
+
+def test_doctor_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["xlaserve"] == __version__
+    assert report["packages"]["jax"]
+    assert report["jax"]["devices"][0]["platform"] == "cpu"
+    assert report["cpu"]["cores"] == os.cpu_count()
+    assert report["problems"] == []
+
+
+def test_doctor_where_jax_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "jax.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert main(["doctor"]) == 1
+    assert "JAX does not work" in capsys.readouterr().out
+    (tmp_path / "jax.py").write_text("raise ImportError('jaxlib is too old')\n")
+    assert main(["doctor", "--compile-cache", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert "ImportError: jaxlib is too old" in printed
+    assert f"{tmp_path} (1 files" in printed
+
+
+def test_doctor_where_a_package_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(doctor, "_PACKAGES", ("numpy", "no-such-package"))
+    monkeypatch.setitem(sys.modules, "xlaserve.models.demo", None)
+    assert main(["doctor"]) == 1
+    printed = capsys.readouterr().out
+    assert "no-such-package MISSING" in printed
+    assert "pip install --upgrade xlaserve" in printed
+
+
+def test_doctor_hints_at_a_missing_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_nvidia", lambda: True)
+    monkeypatch.setattr(doctor, "_neuron", lambda: True)
+    hints = doctor.examine()["hints"]
+    assert any("xlaserve[cuda" in hint for hint in hints)
+    assert any("docs/platforms.md" in hint for hint in hints)

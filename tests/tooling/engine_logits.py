@@ -1,0 +1,84 @@
+"""Logits at every position of a prompt, computed as the engine computes them: chunk by chunk through the paged cache.
+
+The graphs are those of `xlaserve.buckets.graphs` but for the sampler: the same model, cache, block tables and padding.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xlaserve.models.checkpoint import open_checkpoint
+from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
+from xlaserve.models.registry import model_config
+from xlaserve.models.weights import load_weights
+from xlaserve.paged.attention import PagedKV, StepShape
+from xlaserve.platforms.platform import AttentionKind
+
+BLOCK = 16
+
+
+class LogitsEngine:
+    """One checkpoint, ready to give logits.
+
+    Args:
+        path: the checkpoint.
+        attention: which implementation reads the cache.
+        max_len: longest prompt in tokens.
+    """
+
+    def __init__(self, path: Path | str, attention: AttentionKind = "tiled", max_len: int = 2048) -> None:
+        checkpoint = open_checkpoint(path)
+        self.config = model_config(checkpoint.config)
+        shapes = parameter_shapes(self.config, jnp.dtype("float32"))
+        self._names = tuple(shapes)
+        self._params = load_weights(checkpoint, shapes, jax.devices("cpu")[0])
+        self._model = CausalLM(self.config, jnp.dtype("float32"))
+        self._attention: AttentionKind = attention
+        self._blocks = -(-max_len // BLOCK)
+        self._step = functools.lru_cache(maxsize=None)(self._compile)
+
+    def logits(self, prompt: Sequence[int], *, chunk: int = 64, generated: int = 8) -> np.ndarray:
+        """float32 `[len(prompt), vocab]`: chunks of `chunk` tokens, then the last `generated` tokens one at a time, as generation does."""
+        shape = (self._blocks + 2, self.config.num_kv_heads, BLOCK, self.config.head_dim)
+        kv = tuple(jnp.zeros(shape, jnp.float32) for _ in range(2 * self.config.num_layers))
+        # Blocks in descending order: nothing may depend on tables being 1, 2, 3 ...
+        table = np.arange(self._blocks + 1, 1, -1, dtype=np.int32)[None]
+        rows: list[np.ndarray] = []
+        whole = max(0, len(prompt) - generated)
+        starts = [(at, min(chunk, whole - at)) for at in range(0, whole, chunk)] + [(at, 1) for at in range(whole, len(prompt))]
+        for start, count in starts:
+            length = chunk if start < whole else 1
+            tokens = np.zeros((1, length), np.int32)
+            tokens[0, :count] = prompt[start : start + count]
+            used = np.zeros_like(table)
+            needed = -(-(start + count) // BLOCK)
+            used[:, :needed] = table[:, :needed]
+            kv, logits = self._step(length)(self._params, kv, tokens, np.array([start], np.int32), used)
+            rows.append(np.asarray(logits)[0, :count])
+        return np.concatenate(rows)
+
+    def _compile(self, length: int) -> Any:
+        def step(params: Any, kv: Any, tokens: Any, start: Any, table: Any) -> Any:
+            positions = start[:, None] + jnp.arange(length, dtype=jnp.int32)
+            cache = PagedKV(list(zip(kv[::2], kv[1::2], strict=True)), StepShape(positions, table, BLOCK), self._attention)
+            logits = self._model.apply({"params": parameter_tree(self._names, params)}, tokens, positions, cache.attend)
+            return tuple(array for pair in cache.layers for array in pair), logits
+
+        return jax.jit(step, donate_argnums=1)
+
+
+@functools.lru_cache(maxsize=1)
+def _engine(path: str) -> LogitsEngine:
+    return LogitsEngine(path)
+
+
+def engine_logits(model_path: Path | str, prompt_ids: Sequence[int]) -> np.ndarray:
+    """float32 `[len(prompt_ids), vocab]` of a checkpoint; the last one used stays loaded."""
+    return _engine(str(model_path)).logits(prompt_ids, chunk=512 if len(prompt_ids) > 400 else 64)

@@ -1,0 +1,65 @@
+"""The engine's options as command-line flags, defined once for every command that loads a model. One flag per `EngineConfig` field."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any
+
+_SUFFIXES = {"": 1, "k": 1000, "K": 1024, "m": 1000**2, "M": 1024**2, "g": 1000**3, "G": 1024**3}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kKmMgG]?)")
+
+# Fields of EngineConfig that have a flag; `model` is the positional argument.
+ENGINE_FIELDS = (
+    "served_model_name",
+    "device",
+    "dtype",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "block_size",
+    "num_blocks",
+    "compile_cache",
+    "compile_threads",
+    "seed",
+    "max_queued_requests",
+)
+
+
+def size(text: str) -> int:
+    """A whole number with an optional suffix, as vLLM reads them: 8k is 8000, 8K is 8192; m/M and g/G likewise."""
+    match = _SIZE.fullmatch(text.strip())
+    number = float(match[1]) * _SUFFIXES[match[2]] if match else -1.0
+    if number < 1 or number != int(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number such as 8192, 8k (8000) or 8K (8192)")
+    return int(number)
+
+
+def whole(text: str) -> int:
+    """A positive whole number."""
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the model argument and the engine's flags."""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="a folder, a .gguf file or a hub id; without it the demo model")
+    group = parser.add_argument_group("engine", "What is left out is chosen to fit the model, the platform and its memory.")
+    group.add_argument("--served-model-name", metavar="NAME", help="the model id that clients use (default: the model's own name)")
+    group.add_argument("--device", choices=("cpu", "cuda", "neuron"), help="the platform to run on (default: the best one found)")
+    group.add_argument("--dtype", default="auto", metavar="DTYPE", help="of weights and activations, such as bfloat16 (default: auto)")
+    group.add_argument("--max-model-len", type=size, metavar="N", help="longest prompt and output together, in tokens; 8k, 8K")
+    group.add_argument("--max-num-seqs", type=whole, metavar="N", help="most sequences that are generated at the same time")
+    group.add_argument("--max-num-batched-tokens", type=size, metavar="N", help="most prompt tokens computed in one step")
+    group.add_argument("--block-size", type=whole, metavar="N", help="tokens per KV cache block")
+    group.add_argument("--num-blocks", type=size, metavar="N", help="KV cache blocks (default: what fits into memory)")
+    group.add_argument("--compile-cache", metavar="DIR", help="where compiled graphs are kept")
+    group.add_argument("--compile-threads", type=whole, metavar="N", help="graphs compiled at the same time")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of requests that bring none (default: 0)")
+    group.add_argument("--max-queued-requests", type=whole, default=1024, metavar="N", help="waiting requests before 503 (default: 1024)")
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The parsed flags as keyword arguments for `AsyncLLM`, the model left out."""
+    return {name: getattr(args, name) for name in ENGINE_FIELDS}

@@ -1,0 +1,84 @@
+"""From a generation to an HTTP response, the same for both completion endpoints: streamed, or whole and abandoned with its client."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from xlaserve import __version__
+from xlaserve.server.engine import Engine
+from xlaserve.server.generation import Generation
+from xlaserve.server.protocol import GenerationRequest
+from xlaserve.server.state import state_of
+from xlaserve.server.streaming import EventStream, disconnected, stream_events
+
+
+def response_head(prefix: str, kind: str, engine: Engine) -> dict[str, Any]:
+    """The fields that open a response and each of its chunks.
+
+    Args:
+        prefix: of the id.
+        kind: OpenAI's `object`.
+        engine: names the model.
+    """
+    return {
+        "id": f"{prefix}-{uuid.uuid4().hex}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": engine.model_name,
+        "system_fingerprint": fingerprint(engine),
+    }
+
+
+def fingerprint(engine: Engine) -> str:
+    """Equal for servers that run the same version of xlaserve with the same model set up the same way."""
+    setup = f"{engine.model_name}\n{engine.max_model_len}\n{engine.vocab_size}"
+    return f"xlaserve-{__version__}-{hashlib.sha256(setup.encode()).hexdigest()[:8]}"
+
+
+async def answer(
+    request: Request,
+    body: GenerationRequest,
+    generation: Generation,
+    head: dict[str, Any],
+    choices: Callable[[], list[dict[str, Any]]],
+    *,
+    echoes: list[str] | None = None,
+) -> Response:
+    """The response to a submitted generation. Whatever ends it early, the client's going away included, frees its KV blocks.
+
+    Args:
+        request: its body has been read.
+        body: says whether to stream.
+        generation: submitted, not consumed.
+        head: opens the response.
+        choices: makes the choices of a whole response once the generation is complete.
+        echoes: text to put before the completions of each prompt of a text stream.
+
+    Raises:
+        ClientDisconnect: nobody waits for the answer any more.
+    """
+    if body.stream:
+        frames = stream_events(generation, body, head, chat=head["object"].startswith("chat."), echoes=echoes)
+        return EventStream(frames, generation.abort, state_of(request).settings.send_timeout)
+    worker = asyncio.create_task(generation.collect())
+    watcher = asyncio.create_task(disconnected(request.receive))
+    try:
+        await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not worker.done():
+            raise ClientDisconnect
+        worker.result()
+    finally:
+        generation.abort()
+        worker.cancel()
+        watcher.cancel()
+        await asyncio.gather(worker, watcher, return_exceptions=True)
+    return Response(orjson.dumps({**head, "choices": choices(), "usage": generation.usage()}), media_type="application/json")

@@ -1,0 +1,45 @@
+"""POST /v1/completions: text in, text out; one or many prompts, streamed or whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from xlaserve.server.answers import answer, response_head
+from xlaserve.server.body import read_body
+from xlaserve.server.generation import Generation
+from xlaserve.server.parameters import sampling_params
+from xlaserve.server.prompts import completion_prompts
+from xlaserve.server.protocol import CompletionRequest
+from xlaserve.server.state import state_of
+from xlaserve.server.unsupported import refuse_unsupported
+
+
+async def create_completion(request: Request) -> Response:
+    """OpenAI's legacy completions endpoint, with vLLM's further sampling fields."""
+    state = state_of(request)
+    engine = state.require_engine()
+    body = await read_body(request, CompletionRequest, limit=state.settings.max_body_size)
+    refuse_unsupported(body, chat=False)
+    state.check_model(body.model)
+    prompts = await completion_prompts(body, engine)
+    params = [sampling_params(body, engine, len(prompt.token_ids), "prompt") for prompt in prompts]
+    head = response_head("cmpl", "text_completion", engine)
+    generation = Generation(engine, state.metrics, [prompt.token_ids for prompt in prompts], params, head["id"])
+    echoes = [prompt.echo for prompt in prompts]
+
+    def choices() -> list[dict[str, Any]]:
+        return [
+            {
+                "index": choice.index,
+                "text": echoes[choice.index // params[0].n] + choice.text,
+                "logprobs": None,
+                "finish_reason": choice.finish_reason,
+                "stop_reason": choice.stop_reason,
+            }
+            for choice in generation.choices
+        ]
+
+    return await answer(request, body, generation, head, choices, echoes=echoes)

@@ -1,0 +1,75 @@
+"""What the server asks of an engine, which is what `AsyncLLM` offers. Named here because the server must listen before JAX is imported.
+
+All of it is called on the event loop thread, and nothing here blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from xlaserve.engine.outputs import EngineStats, RequestOutput
+from xlaserve.sampling.params import SamplingParams
+
+
+class TextCodec(Protocol):
+    """The part of a tokenizer that requests need; safe to call from any thread."""
+
+    @property
+    def chat_template(self) -> str | None: ...
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str: ...
+
+
+class TokenStream(Protocol):
+    """Incremental outputs of one prompt; iteration ends after the output whose `finished` is True."""
+
+    def __aiter__(self) -> AsyncIterator[RequestOutput]: ...
+
+    def abort(self) -> None: ...
+
+
+class Engine(Protocol):
+    """A loaded model that generates."""
+
+    @property
+    def model_name(self) -> str: ...
+
+    @property
+    def tokenizer(self) -> TextCodec: ...
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def default_sampling(self) -> Mapping[str, float | int]: ...
+
+    @property
+    def plan(self) -> str: ...
+
+    @property
+    def healthy(self) -> bool: ...
+
+    @property
+    def errored(self) -> BaseException | None: ...
+
+    def submit(self, prompt: str | Sequence[int], params: SamplingParams, *, request_id: str | None = None) -> TokenStream: ...
+
+    def stats(self) -> EngineStats: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,156 @@
+"""The one place where an exception becomes an HTTP answer, in OpenAI's shape: {"error": {message, type, param, code}}.
+
+Nothing that leaves through here holds a traceback, and messages about the server's own failures hold no file paths.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from xlaserve.errors import EngineDeadError, InvalidRequestError, ModelNotFoundError, OverloadedError, XlaserveError
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_CHARS = 1000
+_JSON_TYPES = {
+    "bool_type": "true or false",
+    "dict_type": "an object",
+    "float_type": "a number",
+    "int_type": "an integer",
+    "list_type": "an array",
+    "model_type": "an object",
+    "string_type": "a string",
+}
+_ABSOLUTE_FOLDER = re.compile(r"(?<![\w:/.])(?:[A-Za-z]:)?[/\\](?:[\w.+@~ -]+[/\\])+")
+
+
+class ContextLengthError(InvalidRequestError):
+    """The prompt, or the prompt with the tokens asked for, is longer than the model's context."""
+
+
+class NotReadyError(XlaserveError):
+    """The model is still loading or its graphs are still being prepared."""
+
+
+class ShuttingDownError(XlaserveError):
+    """The server has been told to stop."""
+
+
+class GenerationFailedError(XlaserveError):
+    """The engine gave up on one request; others go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An error as the client sees it.
+
+    Args:
+        status: HTTP status.
+        message: a sentence for the person who sent the request.
+        kind: OpenAI's `type`.
+        param: the offending field as the client wrote it, dotted where it is nested.
+        code: a stable word for programs.
+        headers: further response headers.
+    """
+
+    status: int
+    message: str
+    kind: str
+    param: str | None = None
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def payload(self) -> bytes:
+        """The JSON body, also the data of an error event in a stream."""
+        message = self.message if len(self.message) <= MAX_MESSAGE_CHARS else self.message[:MAX_MESSAGE_CHARS] + "..."
+        message = message.encode("utf-8", "replace").decode("utf-8")
+        return orjson.dumps({"error": {"message": message, "type": self.kind, "param": self.param, "code": self.code}})
+
+    def response(self) -> Response:
+        """The whole HTTP answer."""
+        return Response(self.payload(), status_code=self.status, headers=dict(self.headers), media_type="application/json")
+
+
+def problem_of(error: BaseException) -> Problem:
+    """Maps any exception to what the client is told; one that nobody planned for becomes a bare 500 and is logged in full."""
+    match error:
+        case ContextLengthError():
+            return Problem(400, str(error), "invalid_request_error", error.field, "context_length_exceeded")
+        case InvalidRequestError():
+            return Problem(400, str(error), "invalid_request_error", error.field, "invalid_value")
+        case ValidationError():
+            return _invalid_field(error)
+        case ModelNotFoundError():
+            return Problem(404, str(error), "invalid_request_error", "model", "model_not_found")
+        case OverloadedError():
+            return Problem(503, str(error), "server_error", None, "overloaded", {"Retry-After": "1"})
+        case NotReadyError():
+            return Problem(503, str(error), "server_error", None, "not_ready", {"Retry-After": "5"})
+        case ShuttingDownError():
+            return Problem(503, str(error), "server_error", None, "shutting_down", {"Retry-After": "5"})
+        case EngineDeadError():
+            return Problem(500, without_paths(str(error)), "server_error", None, "engine_dead")
+        case GenerationFailedError():
+            return Problem(500, without_paths(str(error)), "server_error", None, "generation_failed")
+        case HTTPException():
+            return _http_problem(error)
+        case _:
+            log.error("unexpected error while answering a request", exc_info=error)
+            return Problem(
+                500, "The server failed while answering this request; its log has the details.", "server_error", None, "internal_error"
+            )
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Starlette's exception handler for every type."""
+    if isinstance(error, HTTPException) and error.status_code == HTTPStatus.NOT_FOUND:
+        return Problem(404, f"There is nothing at {request.url.path}.", "invalid_request_error", None, "not_found").response()
+    if isinstance(error, HTTPException) and error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        message = f"{request.method} is not allowed at {request.url.path}: use {allowed}."
+        return Problem(405, message, "invalid_request_error", None, "method_not_allowed", error.headers or {}).response()
+    return problem_of(error).response()
+
+
+def without_paths(text: str) -> str:
+    """`text` with the folders of absolute file paths cut off: `/srv/models/a.gguf` becomes `a.gguf`."""
+    return _ABSOLUTE_FOLDER.sub("", text)
+
+
+def shown(value: object) -> str:
+    """A short form of a client's value for an error message; never descends into nested JSON, which could be arbitrarily deep."""
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, list | tuple):
+        return "an array"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= 80 else text[:80] + "..."
+
+
+def _invalid_field(error: ValidationError) -> Problem:
+    first: Any = error.errors(include_url=False, include_context=False)[0]
+    param = ".".join(str(part) for part in first["loc"]) or None
+    if first["type"] == "missing":
+        return Problem(400, f"`{param}` is required.", "invalid_request_error", param, "missing_required_parameter")
+    # Our own validators say "must ..."; pydantic's types get the same wording.
+    rule = f"must be {_JSON_TYPES[first['type']]}" if first["type"] in _JSON_TYPES else first["msg"].removeprefix("Value error, ")
+    return Problem(400, f"`{param}` {rule}, got {shown(first['input'])}.", "invalid_request_error", param, "invalid_value")
+
+
+def _http_problem(error: HTTPException) -> Problem:
+    phrase = HTTPStatus(error.status_code).phrase
+    kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
+    return Problem(error.status_code, str(error.detail), kind, None, phrase.lower().replace(" ", "_"), error.headers or {})

@@ -1,0 +1,196 @@
+"""The engine's work for one HTTP request: every prompt submitted, outputs merged, tokens counted, latencies observed.
+
+Choices are numbered as OpenAI does: completion `i` of prompt `p` is choice `p * n + i`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from xlaserve.engine.outputs import CompletionOutput, RequestOutput
+from xlaserve.errors import EngineDeadError, XlaserveError
+from xlaserve.sampling.params import SamplingParams
+from xlaserve.server.engine import Engine, TokenStream
+from xlaserve.server.errors import GenerationFailedError, ShuttingDownError
+from xlaserve.server.metrics import Metrics
+
+
+@dataclass(slots=True)
+class Choice:
+    """What is known of one choice so far; `text` and `finish_reason` are filled by `Generation.collect`."""
+
+    index: int
+    tokens: int = 0
+    last_token_time: float | None = None
+    text: str = ""
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What is new in one choice. `prompt` is the position of its prompt in the request."""
+
+    prompt: int
+    choice: int
+    text: str
+    tokens: int
+    finish_reason: str | None
+    stop_reason: int | str | None
+
+
+class Generation:
+    """Submits on construction; consumed once, through `deltas` or `collect`.
+
+    Args:
+        engine: ready.
+        metrics: gets the latencies.
+        prompts: token ids of each prompt.
+        params: for each prompt; all have the same `n`.
+        request_id: unique; prompts get it with their number.
+
+    Raises:
+        InvalidRequestError, OverloadedError, EngineDeadError: from the engine; nothing stays submitted then.
+    """
+
+    def __init__(
+        self, engine: Engine, metrics: Metrics, prompts: Sequence[list[int]], params: Sequence[SamplingParams], request_id: str
+    ) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._arrival = time.monotonic()
+        self._prompt_lengths = [len(ids) for ids in prompts]
+        self._unfinished = len(prompts)
+        self._cached_tokens = [0] * len(prompts)
+        self._n = params[0].n
+        self.choices = [Choice(index) for index in range(self._n * len(prompts))]
+        self._streams: list[TokenStream] = []
+        try:
+            for number, (ids, options) in enumerate(zip(prompts, params, strict=True)):
+                self._streams.append(engine.submit(ids, options, request_id=f"{request_id}-{number}"))
+        except BaseException:
+            self.abort()
+            raise
+
+    def abort(self) -> None:
+        """Gives up what still runs and frees its KV blocks; harmless when all has ended."""
+        for stream in self._streams:
+            stream.abort()
+
+    async def deltas(self) -> AsyncGenerator[list[Delta]]:
+        """What is new, as the engine produces it; ends when every choice has ended.
+
+        Raises:
+            ShuttingDownError, GenerationFailedError, EngineDeadError: the engine ended a choice early.
+        """
+        async with aclosing(self._outputs()) as outputs:
+            async for prompt, output in outputs:
+                now = time.monotonic()
+                self._cached_tokens[prompt] = output.num_cached_tokens
+                deltas = [self._delta(prompt, moved, now) for moved in output.outputs]
+                if output.finished:
+                    self._unfinished -= 1
+                    self._observe_end(prompt, output, now)
+                yield deltas
+        if self._unfinished:
+            raise self._cut_short()
+
+    async def collect(self) -> list[Choice]:
+        """All choices, complete."""
+        parts: list[list[str]] = [[] for _ in self.choices]
+        async with aclosing(self.deltas()) as steps:
+            async for deltas in steps:
+                for delta in deltas:
+                    parts[delta.choice].append(delta.text)
+                    if delta.finish_reason is not None:
+                        self.choices[delta.choice].finish_reason = delta.finish_reason
+                        self.choices[delta.choice].stop_reason = delta.stop_reason
+        for choice, texts in zip(self.choices, parts, strict=True):
+            choice.text = "".join(texts)
+        return self.choices
+
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's usage object for the request as a whole; each prompt counts once, whatever `n`."""
+        return _usage(sum(self._prompt_lengths), sum(choice.tokens for choice in self.choices), sum(self._cached_tokens))
+
+    def choice_usage(self, index: int) -> dict[str, Any]:
+        """The same for one choice so far."""
+        prompt = index // self._n
+        return _usage(self._prompt_lengths[prompt], self.choices[index].tokens, self._cached_tokens[prompt])
+
+    async def _outputs(self) -> AsyncGenerator[tuple[int, RequestOutput]]:
+        if len(self._streams) == 1:
+            async for output in self._streams[0]:
+                yield 0, output
+            return
+        # Bounded, so that what a slow client has not read waits in the engine's streams, which the model length bounds.
+        merged: asyncio.Queue[tuple[int, RequestOutput] | Exception | None] = asyncio.Queue(maxsize=len(self._streams))
+        pumps = [asyncio.create_task(_pump(number, stream, merged)) for number, stream in enumerate(self._streams)]
+        try:
+            running = len(pumps)
+            while running:
+                item = await merged.get()
+                if isinstance(item, Exception):
+                    raise item
+                if item is None:
+                    running -= 1
+                else:
+                    yield item
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+
+    def _delta(self, prompt: int, moved: CompletionOutput, now: float) -> Delta:
+        if moved.finish_reason == "abort":
+            raise self._cut_short()
+        if moved.finish_reason == "error":
+            raise GenerationFailedError("The engine failed on this request; others are not affected.")
+        choice = self.choices[prompt * self._n + moved.index]
+        new = len(moved.token_ids)
+        if new:
+            if choice.last_token_time is None:
+                if moved.index == 0:
+                    self._metrics.time_to_first_token.observe(now - self._arrival)
+            else:
+                self._metrics.inter_token_latency.observe((now - choice.last_token_time) / new, new)
+            choice.last_token_time = now
+            choice.tokens += new
+        return Delta(prompt, choice.index, moved.text, new, moved.finish_reason, moved.stop_reason)
+
+    def _cut_short(self) -> XlaserveError:
+        if self._engine.errored is not None:
+            return EngineDeadError("The engine has stopped after an internal failure.")
+        return ShuttingDownError("The request was aborted because the server is shutting down; send it again elsewhere or later.")
+
+    def _observe_end(self, prompt: int, output: RequestOutput, now: float) -> None:
+        metrics = self._metrics
+        metrics.e2e_latency.observe(now - self._arrival)
+        metrics.prompt_tokens.observe(self._prompt_lengths[prompt])
+        metrics.generation_tokens.observe(sum(choice.tokens for choice in self.choices[prompt * self._n : (prompt + 1) * self._n]))
+        if output.metrics.first_scheduled_time is not None:
+            metrics.queue_time.observe(output.metrics.first_scheduled_time - output.metrics.arrival_time)
+
+
+async def _pump(number: int, stream: TokenStream, merged: asyncio.Queue[tuple[int, RequestOutput] | Exception | None]) -> None:
+    try:
+        async for output in stream:
+            await merged.put((number, output))
+    except Exception as error:
+        await merged.put(error)
+    else:
+        await merged.put(None)
+
+
+def _usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }

@@ -1,0 +1,111 @@
+"""The request bodies of the OpenAI API that this server understands, as pydantic models; field meanings follow OpenAI and vLLM.
+
+Types are strict ("16" is not a number), null means the default, and ranges are left to `SamplingParams`, which checks them for
+every way into the engine. Fields that are not declared here are kept, and judged by `xlaserve.server.unsupported`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo, WithJsonSchema, field_validator
+
+MAX_PROMPTS = 1024
+_EXACT_FLOAT = 2.0**53
+
+
+def _whole_number(value: object) -> object:
+    # JSON has one kind of number: some clients write 16.0 for 16.
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT_FLOAT:
+        return int(value)
+    return value
+
+
+def _stop(value: object) -> object:
+    if value is None or isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        return value
+    raise ValueError("must be a string or an array of strings")
+
+
+def _prompt(value: object) -> object:
+    kinds = {type(item) for item in value} if isinstance(value, list) else set[type]()
+    if isinstance(value, str) or (kinds and (kinds == {str} or kinds == {int} or kinds == {list})):
+        return value
+    if value is None or value == []:
+        raise ValueError("must not be empty")
+    raise ValueError("must be a string, an array of strings, an array of token ids, or an array of arrays of token ids")
+
+
+def _not_empty(value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not value:
+        raise ValueError("must not be empty")
+    return value
+
+
+_TOKEN_IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_TEXTS: dict[str, Any] = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+
+Integer = Annotated[int, BeforeValidator(_whole_number)]
+Stop = Annotated[Any, AfterValidator(_stop), WithJsonSchema({"anyOf": [{"type": "string"}, _TEXTS, {"type": "null"}]})]
+Prompt = Annotated[
+    Any,
+    AfterValidator(_prompt),
+    WithJsonSchema({"anyOf": [{"type": "string"}, _TEXTS, _TOKEN_IDS, {"type": "array", "items": _TOKEN_IDS, "minItems": 1}]}),
+]
+
+
+class StreamOptions(BaseModel):
+    """`include_usage` adds a last chunk with the usage; `continuous_usage_stats` puts the usage so far in every chunk."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class GenerationRequest(BaseModel):
+    """What both completion endpoints share."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Integer | None = None
+    max_tokens: Integer | None = None
+    min_tokens: Integer | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Integer | None = None
+    min_p: float | None = None
+    seed: Integer | None = None
+    stop: Stop = None
+    stop_token_ids: list[Integer] | None = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
+
+    @field_validator("stream_options")
+    @classmethod
+    def _only_for_streams(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+        if value is not None and not info.data.get("stream"):
+            raise ValueError("must be left out unless `stream` is true")
+        return value
+
+
+class CompletionRequest(GenerationRequest):
+    """POST /v1/completions. `echo` puts the prompt before the text; token-id prompts are echoed as text."""
+
+    prompt: Prompt
+    echo: bool | None = None
+
+
+class ChatCompletionRequest(GenerationRequest):
+    """POST /v1/chat/completions. `max_completion_tokens` takes precedence over `max_tokens`."""
+
+    messages: Annotated[list[dict[str, Any]], AfterValidator(_not_empty)]
+    max_completion_tokens: Integer | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None

@@ -1,0 +1,24 @@
+"""How the server listens and what it lets clients do: one frozen object, parsed once from the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Options of the HTTP side; the engine has its own.
+
+    Args:
+        host: address to listen on; the loopback address serves this machine only.
+        port: TCP port; 0 lets the system choose a free one.
+        max_body_size: bytes of the largest request body that is read.
+        shutdown_timeout: seconds that running requests get to finish after the first stop signal; 0 aborts them at once.
+        send_timeout: seconds that a streaming client may leave its connection unread before its request is aborted.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_body_size: int = 16 * 1024 * 1024
+    shutdown_timeout: float = 0.0
+    send_timeout: float = 60.0

@@ -1,0 +1,173 @@
+"""Server-sent events: chunks spliced from prepared bytes, so that a token costs microseconds, and a response that notices a client
+which went away or stopped reading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from xlaserve.server.errors import problem_of
+from xlaserve.server.generation import Delta, Generation
+from xlaserve.server.protocol import GenerationRequest
+
+log = logging.getLogger(__name__)
+
+DONE = b"data: [DONE]\n\n"
+_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class ChunkTemplate:
+    """Makes the `data:` frames of one response. All chunks share their head; only the choice differs.
+
+    Args:
+        head: the fields that every chunk has: id, object, created, model, system_fingerprint.
+        chat: choices carry a `delta` object; else a `text`.
+        null_usage: chunks without usage say so with a null, as OpenAI does where usage was asked for.
+    """
+
+    def __init__(self, head: Mapping[str, Any], *, chat: bool, null_usage: bool) -> None:
+        self._head = b"data: " + orjson.dumps(dict(head))[:-1] + b',"choices":['
+        self._open, self._close = (b',"delta":{"content":', b"}") if chat else (b',"text":', b"")
+        self._tail = b'],"usage":null}\n\n' if null_usage else b"]}\n\n"
+
+    def role(self, choice: int, usage: Mapping[str, Any] | None) -> bytes:
+        """A chat choice's first chunk, which names the role."""
+        body = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}' % choice
+        return self._frame(body, usage)
+
+    def delta(self, choice: int, text: str, usage: Mapping[str, Any] | None) -> bytes:
+        """New text of a choice that goes on."""
+        return self._frame(
+            b'{"index":%d%b%b%b,"logprobs":null,"finish_reason":null}' % (choice, self._open, orjson.dumps(text), self._close), usage
+        )
+
+    def last(self, choice: int, text: str, reason: str, stop: int | str | None, usage: Mapping[str, Any] | None) -> bytes:
+        """A choice's last chunk, with what text is left, why it ended, and vLLM's `stop_reason`."""
+        fields = (choice, self._open, orjson.dumps(text), self._close, orjson.dumps(reason), orjson.dumps(stop))
+        return self._frame(b'{"index":%d%b%b%b,"logprobs":null,"finish_reason":%b,"stop_reason":%b}' % fields, usage)
+
+    def usage(self, usage: Mapping[str, Any]) -> bytes:
+        """The chunk without choices that carries the usage of the whole request."""
+        return self._frame(b"", usage)
+
+    def _frame(self, choice: bytes, usage: Mapping[str, Any] | None) -> bytes:
+        if usage is None:
+            return self._head + choice + self._tail
+        return self._head + choice + b'],"usage":' + orjson.dumps(usage) + b"}\n\n"
+
+
+async def stream_events(
+    generation: Generation, request: GenerationRequest, head: Mapping[str, Any], *, chat: bool, echoes: list[str] | None = None
+) -> AsyncGenerator[bytes]:
+    """The frames of one streamed response, [DONE] included. An error on the way is a frame of its own, before [DONE].
+
+    Args:
+        generation: submitted, not consumed.
+        request: says what usage is wanted.
+        head: the fields that every chunk has.
+        chat: chat chunks, opened by a role chunk per choice; else text chunks.
+        echoes: text to put before the completions of each prompt.
+    """
+    options = request.stream_options
+    include_usage = options is not None and options.include_usage is True
+    continuous = include_usage and options is not None and options.continuous_usage_stats is True
+    template = ChunkTemplate(head, chat=chat, null_usage=include_usage)
+
+    def usage(choice: int) -> dict[str, Any] | None:
+        return generation.choice_usage(choice) if continuous else None
+
+    unopened = {choice.index for choice in generation.choices}
+    try:
+        if chat:
+            yield b"".join(template.role(index, usage(index)) for index in sorted(unopened))
+        async with aclosing(generation.deltas()) as steps:
+            async for deltas in steps:
+                frames = [
+                    frame for delta in deltas if (frame := _frame(template, _opened(delta, unopened, echoes), delta, usage, continuous))
+                ]
+                if frames:
+                    yield b"".join(frames)
+        if include_usage:
+            yield template.usage(generation.usage())
+    except Exception as error:
+        generation.abort()
+        yield b"data: " + problem_of(error).payload() + b"\n\n"
+    yield DONE
+
+
+def _opened(delta: Delta, unopened: set[int], echoes: list[str] | None) -> str:
+    # An echoed prompt opens its choices' text.
+    if delta.choice in unopened:
+        unopened.discard(delta.choice)
+        if echoes is not None:
+            return echoes[delta.prompt] + delta.text
+    return delta.text
+
+
+def _frame(template: ChunkTemplate, text: str, delta: Delta, usage: Callable[[int], dict[str, Any] | None], every_token: bool) -> bytes:
+    if delta.finish_reason is not None:
+        return template.last(delta.choice, text, delta.finish_reason, delta.stop_reason, usage(delta.choice))
+    # A token may add no text yet: part of a character, or what could become a stop string.
+    if text or every_token:
+        return template.delta(delta.choice, text, usage(delta.choice))
+    return b""
+
+
+class EventStream(Response):
+    """A streaming response that aborts its generation when the client disconnects or leaves the connection unread for too long.
+
+    Frames are handed on only as fast as the client reads them: `send` waits while the transport's buffer is full.
+
+    Args:
+        frames: what to send.
+        abort: called once the response has ended, however it ended.
+        send_timeout: seconds one `send` may wait.
+    """
+
+    def __init__(self, frames: AsyncGenerator[bytes], abort: Callable[[], None], send_timeout: float) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers(_HEADERS)
+        self._frames = frames
+        self._abort = abort
+        self._send_timeout = send_timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sender = asyncio.create_task(self._send_all(send))
+        watcher = asyncio.create_task(disconnected(receive))
+        try:
+            await asyncio.wait({sender, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._abort()
+            sender.cancel()
+            watcher.cancel()
+            (outcome, _) = await asyncio.gather(sender, watcher, return_exceptions=True)
+        if isinstance(outcome, Exception):
+            raise outcome
+
+    async def _send_all(self, send: Send) -> None:
+        async with aclosing(self._frames):
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for frame in self._frames:
+                try:
+                    async with asyncio.timeout(self._send_timeout):
+                        await send({"type": "http.response.body", "body": frame, "more_body": True})
+                except TimeoutError:
+                    # Returning with the response incomplete makes the server close the connection.
+                    log.warning("a client left its stream unread for %g s; its request was aborted", self._send_timeout)
+                    return
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def disconnected(receive: Receive) -> None:
+    """Returns when the client has closed the connection. The request's body must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
