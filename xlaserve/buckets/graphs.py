@@ -22,7 +22,7 @@ from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, row_width, tab
 from xlaserve.models.config import ModelConfig
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
 from xlaserve.paged.attention import PagedKV, StepShape
-from xlaserve.platforms.platform import AttentionKind
+from xlaserve.platforms.platform import AttentionKind, Device
 from xlaserve.sampling.sampler import SamplingRows, sample
 
 Step = Callable[[tuple[Array, ...], tuple[Array, ...], Array, Array], tuple[tuple[Array, ...], Array, Array]]
@@ -69,9 +69,7 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
     names = tuple(spec.parameters())
     model = CausalLM(spec.model, jnp.dtype(spec.dtype))
 
-    def step(
-        params: tuple[Array, ...], kv: tuple[Array, ...], last_tokens: Array, batch: Array
-    ) -> tuple[tuple[Array, ...], Array, Array]:
+    def step(params: tuple[Array, ...], kv: tuple[Array, ...], last_tokens: Array, batch: Array) -> tuple[tuple[Array, ...], Array, Array]:
         slot, start, length = batch[:, Header.SLOT], batch[:, Header.START], batch[:, Header.LENGTH]
         if isinstance(bucket, GenerateBucket):
             tokens = last_tokens.at[slot].get(mode="promise_in_bounds")[:, None]
@@ -91,7 +89,7 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
     return step
 
 
-def lower(spec: GraphSpec, bucket: Bucket, device: jax.Device) -> jax.stages.Lowered:
+def lower(spec: GraphSpec, bucket: Bucket, device: Device) -> jax.stages.Lowered:
     """Trace and lower one bucket's graph for `device`."""
     place = SingleDeviceSharding(device)
 

@@ -106,7 +106,9 @@ class Ladder:
             if not lengths:
                 continue
             useful = sum(lengths)
-            rating = useful / (bucket.tokens + LAUNCH_TOKENS)
+            # What a chunk leaves over needs another launch, and half a block of padding on average.
+            unfinished = any(length < tokens for length, tokens in zip(lengths, remaining, strict=False))
+            rating = useful / (bucket.tokens + LAUNCH_TOKENS + unfinished * (LAUNCH_TOKENS + self.block_size) / 2)
             if best is None or (rating, useful) > best[:2]:
                 best = rating, useful, ContextChoice(bucket, tuple(lengths))
         return best[2] if best else None
@@ -144,7 +146,8 @@ def make_ladder(*, max_model_len: int, max_num_seqs: int, max_num_batched_tokens
     """
     if max_num_batched_tokens < block_size:
         raise ConfigError(
-            f"max_num_batched_tokens must be at least the block size ({block_size}), got {max_num_batched_tokens}; raise it or lower --block-size."
+            f"max_num_batched_tokens must be at least the block size ({block_size}), got {max_num_batched_tokens}; "
+            "raise it or lower --block-size."
         )
     full = -(-max_model_len // block_size)
     longest = min(max_num_batched_tokens // block_size, full)

@@ -1,7 +1,8 @@
 """Where compiled graphs are kept: one directory for each combination of everything that they depend on.
 
-A directory holds `manifest.json` (that combination, readable) and for each graph an executable with a sidecar that names its sha256.
-Files appear whole or not at all, so processes may share a store; one that is damaged is reported and compiled again, never executed.
+A directory holds `manifest.json` (that combination, readable) and one file for each graph: a line of JSON that names the graph, the
+directory and the sha256 of what follows, then the executable. Files appear whole or not at all, so processes may share a store; one
+that is damaged or out of place is reported and compiled again, never executed.
 """
 
 from __future__ import annotations
@@ -52,14 +53,21 @@ class GraphStore:
         Raises:
             ArtifactError: there is one, but it is not what was stored.
         """
-        path, sidecar = self._paths(graph)
+        path = self._path(graph)
         try:
-            expected = json.loads(sidecar.read_text())["sha256"]
-            content = path.read_bytes()
+            first, _, content = path.read_bytes().partition(b"\n")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{sidecar}: not readable ({error})") from error
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
+        try:
+            header = json.loads(first)
+            found = header["graph"], header["key"]
+            expected = header["sha256"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{path}: does not begin as a stored graph does") from error
+        if found != (graph, self.directory.name):
+            raise ArtifactError(f"{path}: holds graph {found[0]} of {found[1]}")
         if hashlib.sha256(content).hexdigest() != expected:
             raise ArtifactError(f"{path}: its sha256 is not the one recorded when it was compiled")
         return content
@@ -70,14 +78,11 @@ class GraphStore:
         manifest = self.directory / "manifest.json"
         if not manifest.exists():
             _write(manifest, self._manifest.encode())
-        path, sidecar = self._paths(graph)
-        # The sidecar goes first and comes back last: at no moment does it vouch for another file's content.
-        sidecar.unlink(missing_ok=True)
-        _write(path, content)
-        _write(sidecar, json.dumps({"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), **facts}).encode())
+        header = {"graph": graph, "key": self.directory.name, "sha256": hashlib.sha256(content).hexdigest(), **facts}
+        _write(self._path(graph), json.dumps(header).encode() + b"\n" + content)
 
-    def _paths(self, graph: str) -> tuple[Path, Path]:
-        return self.directory / f"{graph}.xla", self.directory / f"{graph}.json"
+    def _path(self, graph: str) -> Path:
+        return self.directory / f"{graph}.xla"
 
 
 def _write(path: Path, content: bytes) -> None:

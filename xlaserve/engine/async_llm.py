@@ -134,7 +134,9 @@ class AsyncLLM:
         self._check_alive()
         self._loop = asyncio.get_running_loop()
         if request_id in self._streams:
-            raise InvalidRequestError(f"request_id {request_id!r} is in use by a request that has not ended.", field="request_id", value=request_id)
+            raise InvalidRequestError(
+                f"request_id {request_id!r} is in use by a request that has not ended.", field="request_id", value=request_id
+            )
         waiting = self._engine.core.num_waiting + self._queued
         if waiting + params.n > self._max_queued:
             raise OverloadedError(

@@ -60,10 +60,12 @@ class Plan:
         full = limits.kv_tokens / limits.max_model_len
         return "\n".join(
             (
-                f"model     {self.name} ({model.family}, {model.num_layers} layers, {self.weight_bytes / 2**20:,.0f} MiB in {limits.dtype})",
+                f"model     {self.name} ({model.family}, {model.num_layers} layers, {self.weight_bytes / 2**20:,.0f} MiB, {limits.dtype})",
                 f"platform  {self.platform.name} ({self.platform.devices()[0].device_kind})",
-                f"KV cache  {limits.kv_tokens:,} tokens in {limits.num_blocks - 1:,} blocks of {limits.block_size} "
-                f"({limits.kv_bytes / 2**20:,.0f} MiB): {full:.1f} sequences of the full {limits.max_model_len:,} tokens",
+                (
+                    f"KV cache  {limits.kv_tokens:,} tokens in {limits.num_blocks - 1:,} blocks of {limits.block_size} "
+                    f"({limits.kv_bytes / 2**20:,.0f} MiB): {full:.1f} sequences of the full {limits.max_model_len:,} tokens"
+                ),
                 f"batch     up to {limits.max_num_seqs} sequences, {limits.max_num_batched_tokens:,} tokens an iteration",
                 f"graphs    {len(self.ladder.context)} for context encoding, {len(self.ladder.generate)} for token generation",
             )
@@ -114,7 +116,9 @@ def make_plan(config: EngineConfig) -> Plan:
     return Plan(name, checkpoint, model, platform, limits, ladder, spec, weight_bytes)
 
 
-def compile_graphs(plan: Plan, config: EngineConfig, progress: Progress, *, meanwhile: Callable[[], None] | None = None) -> dict[Bucket, Graph]:
+def compile_graphs(
+    plan: Plan, config: EngineConfig, progress: Progress, *, meanwhile: Callable[[], None] | None = None
+) -> dict[Bucket, Graph]:
     """Load or compile every graph.
 
     Args:
@@ -156,9 +160,7 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
     device = plan.platform.devices()[0]
     weights: list[tuple[object, ...]] = []
     parameters = plan.spec.parameters()
-    graphs = compile_graphs(
-        plan, config, progress, meanwhile=lambda: weights.append(load_weights(plan.checkpoint, parameters, device))
-    )
+    graphs = compile_graphs(plan, config, progress, meanwhile=lambda: weights.append(load_weights(plan.checkpoint, parameters, device)))
     tokenizer = plan.checkpoint.tokenizer()
     runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, weights.pop(), device)  # type: ignore[arg-type]
     runner.warm_up()

@@ -114,7 +114,7 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
     max_num_seqs = config.max_num_seqs or min(platform.max_num_seqs, max(most_seqs, 1))
     if max_num_seqs > most_seqs:
         raise ConfigError(
-            f"max_num_batched_tokens {max_num_batched_tokens} is too small for max_num_seqs {max_num_seqs} and blocks of {block_size} tokens: "
+            f"max_num_batched_tokens {max_num_batched_tokens} is too small for max_num_seqs {max_num_seqs} and blocks of {block_size}: "
             f"use --max-num-batched-tokens {max_num_seqs + block_size - 1} or more, or a smaller --max-num-seqs."
         )
     block_bytes = model.kv_bytes_per_token(_ITEMSIZE[dtype]) * block_size

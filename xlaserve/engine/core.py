@@ -146,5 +146,3 @@ def _prompt_tokens(decision: Decision) -> int:
         for chunk in decision.context.chunks
         if not chunk.sequence.metrics.num_preemptions
     )
-
-

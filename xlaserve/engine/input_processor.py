@@ -7,8 +7,8 @@ import time
 import uuid
 from collections.abc import Sequence as Sequences
 
-from xlaserve.engine.outputs import RequestMetrics
 from xlaserve.engine.output_processor import Request
+from xlaserve.engine.outputs import RequestMetrics
 from xlaserve.engine.sequence import Sequence, stream_seed
 from xlaserve.errors import InvalidRequestError
 from xlaserve.models.tokenizer import Tokenizer
@@ -58,7 +58,8 @@ class InputProcessor:
             self._check_id(token, "stop_token_ids")
         if params.min_tokens > room:
             raise InvalidRequestError(
-                f"min_tokens must be at most {room}, what the prompt leaves of the model length of {self._max_model_len}, got {params.min_tokens}.",
+                f"min_tokens must be at most {room}, what the prompt leaves of the model length of {self._max_model_len} tokens, "
+                f"got {params.min_tokens}.",
                 field="min_tokens",
                 value=params.min_tokens,
             )
@@ -83,11 +84,17 @@ class InputProcessor:
         return Request(name, text, ids, sequences, metrics)
 
     def _tokenize(self, prompt: str | Sequences[int]) -> tuple[str | None, list[int]]:
-        if not prompt:
+        if isinstance(prompt, str):
+            # A special token that the tokenizer adds makes no prompt of an empty text.
+            ids = self._tokenizer.encode(prompt) if prompt else []
+        elif isinstance(prompt, Sequences) and not isinstance(prompt, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]
+            ids = list(prompt)
+        else:
+            raise InvalidRequestError(f"prompt must be text or a list of token ids, got {type(prompt).__name__}.", field="prompt")
+        if not ids:
             raise InvalidRequestError("prompt must not be empty.", field="prompt", value=prompt)
         if isinstance(prompt, str):
-            return prompt, self._tokenizer.encode(prompt)
-        ids = list(prompt)
+            return prompt, ids
         for token in ids:
             self._check_id(token, "prompt")
         return None, ids

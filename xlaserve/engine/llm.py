@@ -139,5 +139,3 @@ def _merge(total: RequestOutput, increment: RequestOutput) -> None:
     total.finished, total.num_cached_tokens = increment.finished, increment.num_cached_tokens
     for output in increment.outputs:
         add_increment(total.outputs[output.index], output)
-
-

@@ -124,13 +124,12 @@ def _advance(completion: _Completion, event: TokenEvent) -> tuple[CompletionOutp
             output.text, stop = completion.stops.feed(text, match=completion.num_tokens > completion.sequence.params.min_tokens)
     if stop is not None:
         output.finish_reason, output.stop_reason = "stop", stop
-    elif output.finish_reason is not None:
-        if completion.stream is not None:
-            tail, found = completion.stops.feed(completion.stream.flush())
-            output.text += tail
-            if found is None:
-                output.text += completion.stops.flush()
-            else:
-                output.finish_reason, output.stop_reason = "stop", found
+    elif output.finish_reason is not None and completion.stream is not None:
+        tail, found = completion.stops.feed(completion.stream.flush())
+        output.text += tail
+        if found is None:
+            output.text += completion.stops.flush()
+        else:
+            output.finish_reason, output.stop_reason = "stop", found
     completion.finished = output.finish_reason is not None
     return output, stop

@@ -16,6 +16,7 @@ from xlaserve.buckets.compiler import Executable
 from xlaserve.buckets.graphs import GraphSpec
 from xlaserve.buckets.ladder import Bucket
 from xlaserve.engine.batch import Batch, empty_batch
+from xlaserve.platforms.platform import Device
 
 
 class Runner:
@@ -28,7 +29,7 @@ class Runner:
         device: where everything is.
     """
 
-    def __init__(self, spec: GraphSpec, executables: Mapping[Bucket, Executable], params: tuple[jax.Array, ...], device: jax.Device) -> None:
+    def __init__(self, spec: GraphSpec, executables: Mapping[Bucket, Executable], params: tuple[jax.Array, ...], device: Device) -> None:
         self._executables = dict(executables)
         self._params = params
         self._spare_slot = spec.max_num_seqs

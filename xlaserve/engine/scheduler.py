@@ -153,9 +153,7 @@ class Scheduler:
             queue += self._admissible()
         if not queue:
             return None
-        choice = self._ladder.pick_context(
-            [s.num_known - s.num_computed for s in queue], [s.num_computed for s in queue], budget
-        )
+        choice = self._ladder.pick_context([s.num_known - s.num_computed for s in queue], [s.num_computed for s in queue], budget)
         if choice is None:
             return None
         chunks: list[Chunk] = []

@@ -149,7 +149,9 @@ class ConfigReader:
         """The MLP activation under the first of `keys` that is present; an unknown one is an UnsupportedModelError."""
         name = next((self.raw[key] for key in keys if self.raw.get(key) is not None), "silu")
         if name not in _ACTIVATIONS:
-            raise UnsupportedModelError(f"config.json: activation {name!r} is not supported; supported are {', '.join(sorted(_ACTIVATIONS))}.")
+            raise UnsupportedModelError(
+                f"config.json: activation {name!r} is not supported; supported are {', '.join(sorted(_ACTIVATIONS))}."
+            )
         return _ACTIVATIONS[name]
 
     def rope(self, *, theta: float = 10_000.0, layer_type: str | None = None) -> Rope:
@@ -185,7 +187,7 @@ class ConfigReader:
         raise UnsupportedModelError(f"config.json: rope scaling {kind!r} is not supported; supported are default, linear and llama3.")
 
     def windows(self, num_layers: int, window: int | None, default: Mapping[int, bool] | None = None) -> tuple[int | None, ...]:
-        """The sliding window of each layer, from `layer_types` where present, else from `default` (layer -> slides), else `window` for all."""
+        """Sliding window of each layer: from `layer_types` where present, else from `default` (layer -> slides), else `window` for all."""
         types = self.raw.get("layer_types")
         if types is not None:
             if len(types) != num_layers:

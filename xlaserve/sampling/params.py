@@ -72,7 +72,9 @@ class SamplingParams:
             )
         for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize"):
             if not isinstance(getattr(self, name), bool):
-                raise InvalidRequestError(f"{name} must be true or false, got {getattr(self, name)!r}.", field=name, value=getattr(self, name))
+                raise InvalidRequestError(
+                    f"{name} must be true or false, got {getattr(self, name)!r}.", field=name, value=getattr(self, name)
+                )
         stop = (self.stop,) if isinstance(self.stop, str) else _items("stop", self.stop)
         if len(stop) > MAX_STOP_STRINGS:
             raise InvalidRequestError(f"stop may hold at most {MAX_STOP_STRINGS} strings, got {len(stop)}.", field="stop", value=len(stop))
@@ -80,7 +82,9 @@ class SamplingParams:
             if not isinstance(string, str) or not string:
                 raise InvalidRequestError(f"stop must hold non-empty strings, got {string!r}.", field="stop", value=string)
         if stop and not self.detokenize:
-            raise InvalidRequestError("stop needs detokenize=True, because stop strings are found in the text.", field="stop", value=list(stop))
+            raise InvalidRequestError(
+                "stop needs detokenize=True, because stop strings are found in the text.", field="stop", value=list(stop)
+            )
         ids = _items("stop_token_ids", self.stop_token_ids)
         if len(ids) > MAX_STOP_TOKEN_IDS:
             raise InvalidRequestError(

@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Makes the environment that this checkout needs, in `.venv`, and runs something in it. Needs Python 3.11 or newer and nothing else.
+
+    python3 run.py serve [ARGUMENTS]     xlaserve serve ARGUMENTS
+    python3 run.py test [ARGUMENTS]      the tests (arguments go to pytest)
+    python3 run.py check                 formatting, lint and types
+    python3 run.py COMMAND ...           any other xlaserve command
+
+Packages come from the index that pip is configured for, at the versions in constraints.txt. A second run installs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+import venv
+from pathlib import Path
+from urllib.parse import urljoin
+
+HERE = Path(__file__).resolve().parent
+VENV = HERE / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+SOURCES = ("pyproject.toml", "constraints.txt")
+
+
+def main() -> int:
+    if sys.version_info < (3, 11):
+        print(f"xlaserve needs Python 3.11 or newer; this is {sys.version.split()[0]}.", file=sys.stderr)
+        return 1
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in ("test", "check"):
+        prepare(".")
+        return run("-m", "xlaserve", command, *rest)
+    prepare(".[dev]")
+    if command == "test":
+        return run("-m", "pytest", *rest)
+    checks = (("-m", "ruff", "format", "--check", "."), ("-m", "ruff", "check", "."), ("-m", "basedpyright", "--level", "warning"))
+    return max([run(*check) for check in checks])
+
+
+def prepare(requirement: str) -> None:
+    """Create `.venv` and install what `requirement` names, unless that is what is there."""
+    digest = hashlib.sha256(b"".join((HERE / name).read_bytes() for name in SOURCES) + sys.version.encode()).hexdigest()
+    stamp = VENV / "installed.json"
+    installed = json.loads(stamp.read_text()) if stamp.is_file() else {}
+    if installed.get("digest") == digest and requirement in installed["requirements"]:
+        return
+    print(f"Installing into {VENV} (this takes a minute or two the first time)", file=sys.stderr, flush=True)
+    if not PYTHON.exists():
+        try:
+            venv.create(VENV, with_pip=True, clear=VENV.exists())
+        except (subprocess.CalledProcessError, SystemExit, ImportError):
+            # Debian keeps ensurepip in a package of its own (python3-venv): take pip itself from the index.
+            venv.create(VENV, with_pip=False, clear=True)
+            bootstrap_pip()
+    pip = ("-m", "pip", "--disable-pip-version-check", "install", "--quiet", "-c", "constraints.txt", "-e", requirement)
+    if code := run(*pip):
+        raise SystemExit(code)
+    known = installed["requirements"] if installed.get("digest") == digest else []
+    stamp.write_text(json.dumps({"digest": digest, "requirements": sorted({*known, requirement, "."})}))
+
+
+def bootstrap_pip() -> None:
+    """Install pip from its own wheel, found through the index's JSON listing."""
+    index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/")
+    request = urllib.request.Request(f"{index}/pip/", headers={"Accept": "application/vnd.pypi.simple.v1+json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        files = [file for file in json.load(answer)["files"] if file["filename"].endswith("-py3-none-any.whl") and not file.get("yanked")]
+    newest = max(files, key=lambda file: [int(part) if part.isdigit() else -1 for part in file["filename"].split("-")[1].split(".")])
+    wheel = VENV / newest["filename"]
+    with urllib.request.urlopen(urljoin(request.full_url, newest["url"]), timeout=60) as answer:
+        wheel.write_bytes(answer.read())
+    expected = newest.get("hashes", {}).get("sha256")
+    if expected and hashlib.sha256(wheel.read_bytes()).hexdigest() != expected:
+        raise SystemExit(f"{newest['filename']} is not what the index says it is (sha256 differs)")
+    subprocess.run([PYTHON, f"{wheel}/pip", "install", "--quiet", "--no-index", str(wheel)], check=True)
+    wheel.unlink()
+
+
+def run(*arguments: str) -> int:
+    """Run Python of `.venv` in the checkout; its exit status."""
+    try:
+        return subprocess.call([str(PYTHON), *arguments], cwd=HERE)
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
