@@ -47,6 +47,14 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
+def gemma3_270m() -> Path:
+    """Gemma 3 270M, fetched where it is not in the user's cache yet."""
+    from tests.tooling.gemma3_270m import gemma3_270m
+
+    return gemma3_270m()
+
+
+@pytest.fixture(scope="session")
 def tiny_llm(tiny_model: Callable[[str], Path]) -> Generator[Any]:
     """An engine on the tiny llama3, for tests that leave it as it was."""
     from xlaserve import LLM

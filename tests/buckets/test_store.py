@@ -114,7 +114,18 @@ def header(content: bytes) -> Callable[[GraphStore], None]:
     return write
 
 
-HEADERS = (b"", b"{", b"{}", b"[]", b"null", b"3", b'"text"', b'{"graph": "generate-4-16"}', b'{"graph": [], "key": {}, "sha256": 5}', b"\xff\xfe\x00")
+HEADERS = (
+    b"",
+    b"{",
+    b"{}",
+    b"[]",
+    b"null",
+    b"3",
+    b'"text"',
+    b'{"graph": "generate-4-16"}',
+    b'{"graph": [], "key": {}, "sha256": 5}',
+    b"\xff\xfe\x00",
+)
 
 
 @pytest.mark.parametrize(

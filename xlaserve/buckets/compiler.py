@@ -83,7 +83,7 @@ class Compiler:
         if self._store is not None:
             try:
                 if (content := self._store.load(bucket.name)) is not None:
-                    return Graph(bucket, self._load(content), "loaded", time.monotonic() - began)
+                    return Graph(bucket, self._load(bucket, content), "loaded", time.monotonic() - began)
             except ArtifactError as error:
                 note = str(error)
         compiled = lower(self._spec, bucket, self._device).compile()
@@ -95,13 +95,13 @@ class Compiler:
                 note = f"cannot be kept: {error}"
         return Graph(bucket, compiled, "compiled", seconds, note)
 
-    def _load(self, content: bytes) -> Executable:
+    def _load(self, bucket: Bucket, content: bytes) -> Executable:
         try:
             return serialize_executable.deserialize_and_load(
                 content, self._in_tree, self._out_tree, backend=self._device.platform, execution_devices=[self._device]
             )
         except Exception as error:  # whatever the platform's loader raises: the graph can be compiled again
-            raise ArtifactError(f"stored executable does not load: {error}") from error
+            raise ArtifactError(f"{bucket.name}: stored executable does not load: {error}") from error
 
 
 def collect(futures: list[Future[Graph]], on_graph: Callable[[Graph, int], None]) -> dict[Bucket, Graph]:
@@ -129,6 +129,7 @@ def store_key(spec: GraphSpec, platform: dict[str, str]) -> dict[str, Any]:
         "xlaserve": __version__,
         **{package: version(package) for package in ("jax", "jaxlib", "flax")},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "jax_config": {name: jax.config.values[name] for name in ("jax_default_matmul_precision", "jax_enable_x64")},
         "platform": platform,
         **asdict(spec),
         "source": _source_digest(),

@@ -7,18 +7,23 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from jax import Array
+
 from xlaserve.buckets.compiler import Compiler, Graph, collect, store_key
 from xlaserve.buckets.graphs import GraphSpec
 from xlaserve.buckets.ladder import Bucket, Ladder, make_ladder
+from xlaserve.buckets.layout import MAX_EOS_IDS
 from xlaserve.buckets.store import GraphStore
 from xlaserve.engine.config import EngineConfig, Limits, settle, settle_dtype
 from xlaserve.engine.core import EngineCore
 from xlaserve.engine.input_processor import InputProcessor
 from xlaserve.engine.runner import Runner
 from xlaserve.engine.scheduler import Scheduler
+from xlaserve.errors import UnsupportedModelError
 from xlaserve.models.checkpoint import Checkpoint, open_checkpoint
 from xlaserve.models.config import ModelConfig
 from xlaserve.models.decoder import parameter_shapes
+from xlaserve.models.layers import fused_rows
 from xlaserve.models.registry import model_config
 from xlaserve.models.tokenizer import Tokenizer
 from xlaserve.models.weights import load_weights
@@ -158,11 +163,15 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
     for line in plan.describe().splitlines():
         progress(line)
     device = plan.platform.devices()[0]
-    weights: list[tuple[object, ...]] = []
-    parameters = plan.spec.parameters()
-    graphs = compile_graphs(plan, config, progress, meanwhile=lambda: weights.append(load_weights(plan.checkpoint, parameters, device)))
+    weights: list[tuple[Array, ...]] = []
+
+    def load() -> None:
+        weights.append(load_weights(plan.checkpoint, plan.spec.parameters(), device, fused_rows=fused_rows(plan.model)))
+
+    graphs = compile_graphs(plan, config, progress, meanwhile=load)
     tokenizer = plan.checkpoint.tokenizer()
-    runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, weights.pop(), device)  # type: ignore[arg-type]
+    runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, weights.pop(), device)
+    progress("running every graph once")
     runner.warm_up()
     limits = plan.limits
     pool = BlockPool(limits.num_blocks, limits.block_size)
@@ -177,7 +186,15 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
         tokenizer,
         vocab_size=plan.model.vocab_size,
         max_model_len=limits.max_model_len,
-        eos_ids=plan.checkpoint.eos_token_ids,
+        eos_ids=_eos_ids(plan),
         seed=config.seed,
     )
     return Engine(plan, EngineCore(scheduler, runner, pool, limits.max_num_seqs), inputs, tokenizer, graphs)
+
+
+def _eos_ids(plan: Plan) -> tuple[int, ...]:
+    """The model's end-of-sequence ids; what is no token of its vocabulary, such as the -1 of some configs, ends nothing."""
+    ids = tuple(token for token in plan.checkpoint.eos_token_ids if 0 <= token < plan.model.vocab_size)
+    if len(ids) > MAX_EOS_IDS:
+        raise UnsupportedModelError(f"{plan.checkpoint.path}: names {len(ids)} end-of-sequence ids; at most {MAX_EOS_IDS} are supported.")
+    return ids

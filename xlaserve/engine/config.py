@@ -14,7 +14,7 @@ from xlaserve.platforms.platform import Platform
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _OPTIONAL = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_blocks", "compile_threads")
-_LOWEST = {**dict.fromkeys(_OPTIONAL, 1), "max_queued_requests": 1, "num_blocks": 2, "seed": 0}
+_LOWEST = {**dict.fromkeys(_OPTIONAL, 1), "max_queued_requests": 1, "max_model_len": 2, "num_blocks": 2, "seed": 0}
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -126,10 +126,11 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
     if config.max_model_len is None:
         wanted_len = min(wanted_len, tokens)
     if wanted_len > tokens or wanted_len < 2:
-        needed = -(-wanted_len // block_size) + 1
+        needed = -(-max(wanted_len, 2) // block_size) + 1
+        shorter = f"--max-model-len {tokens} or less, or " if tokens >= 2 else ""
         raise ConfigError(
             f"max_model_len {wanted_len} does not fit: the KV cache holds {tokens} tokens ({num_blocks - 1} blocks of {block_size}, "
-            f"{block_bytes / 2**20:.1f} MiB each). Use --max-model-len {max(tokens, 2)} or less, or --num-blocks {needed} or more."
+            f"{block_bytes / 2**20:.1f} MiB each). Use {shorter}--num-blocks {needed} or more."
         )
     return Limits(
         dtype=dtype,

@@ -13,6 +13,7 @@ from xlaserve.engine.config import EngineConfig
 from xlaserve.engine.output_processor import OutputProcessor, Request
 from xlaserve.engine.output_stream import add_increment
 from xlaserve.engine.outputs import CompletionOutput, EngineStats, RequestOutput
+from xlaserve.engine.sequence import Sequence
 from xlaserve.errors import InvalidRequestError
 from xlaserve.models.tokenizer import Tokenizer
 from xlaserve.sampling.params import SamplingParams
@@ -104,11 +105,13 @@ class LLM:
 
     def _run(self, requests: list[Request]) -> list[RequestOutput]:
         final = {request.request_id: _empty_output(request) for request in requests}
+        added: list[Sequence] = []
         try:
             for request in requests:
                 self._processor.add(request)
                 for sequence in request.sequences:
                     self._core.add(sequence)
+                    added.append(sequence)
             while self._core.has_work:
                 processed = self._processor.process(self._core.step())
                 for sequence, stop in processed.stopped:
@@ -119,8 +122,8 @@ class LLM:
             # An interrupted call leaves nothing behind for the next one.
             for request in requests:
                 self._processor.remove(request.request_id)
-                for sequence in request.sequences:
-                    self._core.finish(sequence, "abort")
+            for sequence in added:
+                self._core.finish(sequence, "abort")
             raise
         return [final[request.request_id] for request in requests]
 

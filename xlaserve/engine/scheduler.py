@@ -175,6 +175,8 @@ class Scheduler:
         """The waiting sequences that could be admitted together now, in order: each with a slot and blocks for all its tokens."""
         chosen: list[Sequence] = []
         free = self._pool.num_free - (self._watermark if self.running else 0)
+        # Prompts under way have a claim on the blocks of the chunks that they have not computed yet.
+        free -= sum(self._pool.blocks_for(s.num_known) - len(s.block_ids) for s in self.running if not s.generating)
         for sequence in self.waiting:
             free -= self._pool.blocks_for(sequence.num_known)
             # A preempted sequence waits until what was on its way has been read.

@@ -168,22 +168,27 @@ class ConfigReader:
         if layer_type is not None and layer_type in parameters:
             parameters = parameters[layer_type]
         scaling = parameters or self.raw.get("rope_scaling") or {}
+        if not isinstance(scaling, Mapping):
+            raise CheckpointError(f"config.json: rope_scaling must be an object, got {scaling!r}.")
         base = float(parameters.get("rope_theta") or self.number("rope_theta", theta))
         kind = scaling.get("rope_type") or scaling.get("type") or "default"
         if kind == "default":
             return Rope(base)
-        if kind == "linear":
-            return Rope(base, linear_factor=float(scaling["factor"]))
-        if kind == "llama3":
-            return Rope(
-                base,
-                llama3=Llama3Scaling(
-                    factor=float(scaling["factor"]),
-                    low_freq_factor=float(scaling["low_freq_factor"]),
-                    high_freq_factor=float(scaling["high_freq_factor"]),
-                    original_max_position=int(scaling["original_max_position_embeddings"]),
-                ),
-            )
+        try:
+            if kind == "linear":
+                return Rope(base, linear_factor=float(scaling["factor"]))
+            if kind == "llama3":
+                return Rope(
+                    base,
+                    llama3=Llama3Scaling(
+                        factor=float(scaling["factor"]),
+                        low_freq_factor=float(scaling["low_freq_factor"]),
+                        high_freq_factor=float(scaling["high_freq_factor"]),
+                        original_max_position=int(scaling["original_max_position_embeddings"]),
+                    ),
+                )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"config.json: rope scaling {kind!r} needs numbers that are missing or malformed: {error}.") from error
         raise UnsupportedModelError(f"config.json: rope scaling {kind!r} is not supported; supported are default, linear and llama3.")
 
     def windows(self, num_layers: int, window: int | None, default: Mapping[int, bool] | None = None) -> tuple[int | None, ...]:

@@ -34,6 +34,7 @@ def gemma2_config(raw: Mapping[str, Any]) -> ModelConfig:
         unit_offset_norm=True,
         sandwich_norm=True,
         embedding_scale=math.sqrt(hidden),
-        attention_softcap=read.optional_number("attn_logit_softcapping"),
-        logit_softcap=read.optional_number("final_logit_softcapping"),
+        # A key that is missing means the family's default; null means none.
+        attention_softcap=read.optional_number("attn_logit_softcapping") if "attn_logit_softcapping" in raw else 50.0,
+        logit_softcap=read.optional_number("final_logit_softcapping") if "final_logit_softcapping" in raw else 30.0,
     )

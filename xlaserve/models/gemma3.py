@@ -32,6 +32,8 @@ def gemma3_config(raw: Mapping[str, Any]) -> ModelConfig:
         base,
         family="gemma3",
         qk_norm=True,
+        attention_softcap=read.optional_number("attn_logit_softcapping"),
+        logit_softcap=read.optional_number("final_logit_softcapping"),
         max_position=read.integer("max_position_embeddings", 131_072),
         layers=tuple(LayerAttention(window, full if window is None else sliding) for window in windows),
     )

@@ -23,6 +23,13 @@ FUSED: dict[str, tuple[str, ...]] = {"qkv_proj": ("q_proj", "k_proj", "v_proj"),
 """Parameter of ours -> the checkpoint's parameters that it concatenates along the output axis."""
 
 
+def fused_rows(config: ModelConfig) -> dict[str, int]:
+    """Rows of each of the checkpoint's parameters that `FUSED` names."""
+    keys = config.num_kv_heads * config.head_dim
+    rows = {"q_proj": config.num_heads * config.head_dim, "k_proj": keys, "v_proj": keys}
+    return {**rows, "gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}
+
+
 class Attend(Protocol):
     """Attention of one layer over what is cached and what is new; the caller of the model decides where keys and values live."""
 

@@ -14,6 +14,7 @@ def mistral_config(raw: Mapping[str, Any]) -> ModelConfig:
     """`ModelConfig` of a Mistral checkpoint from its `config.json`."""
     read = ConfigReader(raw)
     base = llama_config(raw)
-    window = read.integer("sliding_window") if raw.get("sliding_window") is not None else None
+    # A key that is missing means the family's default; null means none.
+    window = None if "sliding_window" in raw and raw["sliding_window"] is None else read.integer("sliding_window", 4096)
     windows = read.windows(base.num_layers, window)
     return replace(base, family="mistral", layers=tuple(LayerAttention(w, base.layers[0].rope) for w in windows))

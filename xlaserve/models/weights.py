@@ -6,7 +6,7 @@ what is missing or left over is named.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import jax
@@ -29,7 +29,7 @@ def load_weights(
     parameters: dict[str, jax.ShapeDtypeStruct],
     device: Device,
     *,
-    on_progress: Callable[[int], None] | None = None,
+    fused_rows: Mapping[str, int],
 ) -> tuple[jax.Array, ...]:
     """Read, convert and place every parameter.
 
@@ -37,7 +37,7 @@ def load_weights(
         checkpoint: where tensors are read from.
         parameters: name, shape and dtype of every parameter, in the order wanted back.
         device: where to put them.
-        on_progress: called with the bytes placed so far after each parameter.
+        fused_rows: how many rows each of the checkpoint's tensors has that a fused parameter is made of, from `fused_rows`.
 
     Raises:
         CheckpointError: a tensor is missing, has another shape than the model's, or is not used by the model.
@@ -45,29 +45,21 @@ def load_weights(
     sources = {name: _sources(name) for name in parameters}
     _check_names(checkpoint, (source for names in sources.values() for source in names), "lm_head.weight" not in parameters)
     placed: list[jax.Array] = []
-    done = 0
     for name, parameter in parameters.items():
         host = _aligned(parameter.shape, np.dtype(parameter.dtype))
         at = 0
         for source in sources[name]:
             stored = checkpoint.read(source)
-            rows = stored.shape[0] if stored.ndim else 1
-            if stored.shape[1:] != parameter.shape[1:] or at + rows > parameter.shape[0]:
+            rows = fused_rows[source.split(".")[-2]] if len(sources[name]) > 1 else parameter.shape[0]
+            wanted = (rows, *parameter.shape[1:])
+            if stored.shape != wanted:
                 raise CheckpointError(
-                    f"{checkpoint.path}: tensor {source} has shape {list(stored.shape)}, which does not fit {name} {list(parameter.shape)} "
-                    "that config.json asks for."
+                    f"{checkpoint.path}: tensor {source} has shape {list(stored.shape)}, but config.json asks for {list(wanted)}."
                 )
             host[at : at + rows] = stored
             at += rows
-        if at != parameter.shape[0]:
-            raise CheckpointError(
-                f"{checkpoint.path}: {', '.join(sources[name])} give {at} rows, but config.json asks for {parameter.shape[0]} in {name}."
-            )
         # The buffer is aligned as the CPU client wants it, so that there it is taken over and not copied.
         placed.append(jax.device_put(host, device, may_alias=True))
-        done += host.nbytes
-        if on_progress is not None:
-            on_progress(done)
     return tuple(placed)
 
 

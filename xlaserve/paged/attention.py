@@ -97,6 +97,13 @@ def _blocks(cache: Array, table: Array) -> Array:
     return flat.at[index].get(mode="promise_in_bounds").reshape(table.shape[0], heads, table.shape[1] * size, head_dim)
 
 
+def _values(cache: Array, table: Array, first_key: Array | int, step: StepShape) -> Array:
+    """`_blocks` of values, zero past each row's last position: what another sequence left there may be infinite, and 0 * inf is no 0."""
+    v = _blocks(cache, table)
+    keys = first_key + jnp.arange(v.shape[2], dtype=jnp.int32)
+    return jnp.where((keys <= step.positions[:, -1:])[:, None, :, None], v, 0)
+
+
 def _scores(q: Array, k: Array, first_key: Array | int, step: StepShape, window: int | None, softcap: float | None) -> Array:
     """Masked scores, float32 `[S, kv_heads, groups * L, K]`; key 0 of `k` stands at `first_key` in its sequence."""
     scores = jax.lax.dot_general(q, k, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
@@ -119,7 +126,7 @@ def _gathered(q: Array, keys: Array, values: Array, step: StepShape, window: int
     """The reference: read every block of every table, then one softmax. Static shapes and no control flow at all."""
     scores = _scores(q, _blocks(keys, step.block_tables), 0, step, window, softcap)
     weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-    return _weigh(weights, _blocks(values, step.block_tables)) / jnp.sum(weights, axis=-1, keepdims=True)
+    return _weigh(weights, _values(values, step.block_tables, 0, step)) / jnp.sum(weights, axis=-1, keepdims=True)
 
 
 def _tiled(q: Array, keys: Array, values: Array, step: StepShape, window: int | None, softcap: float | None) -> Array:
@@ -147,7 +154,7 @@ def _tiled(q: Array, keys: Array, values: Array, step: StepShape, window: int | 
         return (
             new_peak,
             total * decay + jnp.sum(weights, axis=-1),
-            out * decay[..., None] + _weigh(weights, _blocks(values, blocks)),
+            out * decay[..., None] + _weigh(weights, _values(values, blocks, i * tile * size, step)),
         )
 
     empty = (

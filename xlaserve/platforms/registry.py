@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import entry_points
 
 from xlaserve.errors import ConfigError
@@ -10,6 +11,8 @@ from xlaserve.platforms.cuda import CUDA
 from xlaserve.platforms.neuron import NEURON
 from xlaserve.platforms.platform import Platform
 
+log = logging.getLogger(__name__)
+
 _BUILT_IN = (NEURON, CUDA, CPU)
 
 
@@ -17,8 +20,12 @@ def platforms() -> dict[str, Platform]:
     """Every known platform by name, accelerators first: the order in which they are tried."""
     found = {platform.name: platform for platform in _BUILT_IN}
     for entry in entry_points(group="xlaserve.platforms"):
-        if entry.name not in found:
+        if entry.name in found:
+            continue
+        try:
             found = {entry.name: entry.load(), **found}
+        except Exception as error:  # another package's import can fail in any way, and must not stop a start without it
+            log.warning("Platform %r of %s cannot be loaded: %s", entry.name, entry.value, error)
     return found
 
 
