@@ -86,8 +86,8 @@ def _ban(logits: Array, banned: Array) -> Array:
 
 
 def _ordered_bits(x: Array) -> Array:
-    """uint32 that compare as the floats do."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    """uint32 that compare as the floats do; both zeros are one."""
+    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.uint32)
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(0x80000000))
 
 
@@ -135,8 +135,9 @@ def gumbel(seed: Array, place: Array, width: int) -> Array:
         place: int32 `[B]`.
         width: the vocabulary's size.
     """
-    key = _mix(seed[:, 0] + _mix(seed[:, 1] + _mix(place.astype(jnp.uint32))))
+    # The hash maps 0 to 0: odd constants (of the golden ratio) keep seed 0, place 0 and token 0 from meeting there.
+    key = _mix(seed[:, 0] + _mix(seed[:, 1] + _mix(place.astype(jnp.uint32) + jnp.uint32(0x9E3779B9))))
     ids = jax.lax.broadcasted_iota(jnp.uint32, (seed.shape[0], width), 1)
-    bits = _mix(_mix(ids + key[:, None]) + seed[:, 1:2])
+    bits = _mix(_mix(ids + key[:, None]) + seed[:, 1:2] + jnp.uint32(0x7F4A7C15))
     uniform = (bits >> 9).astype(jnp.float32) * jnp.float32(2**-23) + jnp.float32(2**-24)
     return -jnp.log(-jnp.log(uniform))
