@@ -171,7 +171,6 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
     graphs = compile_graphs(plan, config, progress, meanwhile=load)
     tokenizer = plan.checkpoint.tokenizer()
     runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, weights.pop(), device)
-    progress("running every graph once")
     runner.warm_up()
     limits = plan.limits
     pool = BlockPool(limits.num_blocks, limits.block_size)

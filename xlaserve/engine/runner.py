@@ -52,8 +52,12 @@ class Runner:
         return sampled
 
     def warm_up(self) -> None:
-        """Run every graph once on padding: what cannot run on this machine is found before it is ready, not while it serves."""
-        for bucket in self._executables:
+        """Run the smallest graph of each family once on padding: what cannot run on this machine is found now, not while it serves.
+
+        Only these: they hold the same code as the larger ones, and running all would take longer than loading them.
+        """
+        for family in {type(bucket) for bucket in self._executables}:
+            bucket = min((b for b in self._executables if type(b) is family), key=lambda b: (b.tokens, b.width))
             self.run(bucket, empty_batch(bucket, self._spare_slot)).block_until_ready()
 
 

@@ -17,8 +17,8 @@ class CPUPlatform(Platform):
     __slots__ = ()
 
     def kv_budget(self, weight_bytes: int) -> int:
-        """An eighth of the machine's memory, between 256 MiB and 4 GiB: the host has other things to do."""
-        return min(4 * _GIB, max(_GIB // 4, total_memory() // 8))
+        """A sixteenth of the machine's memory, between 256 MiB and 4 GiB: the host has other things to do, and touching it takes time."""
+        return min(4 * _GIB, max(_GIB // 4, total_memory() // 16))
 
     def fingerprint(self) -> dict[str, str]:
         """XLA compiles for exactly these CPU features and this many cores."""
