@@ -47,7 +47,7 @@ def context(build: BatchBuilder, sequence: Sequence, start: int, length: int) ->
 def test_the_layout_has_a_place_for_everything() -> None:
     assert list(Header) == list(range(len(Header)))
     assert MAX_STOP_TOKEN_IDS + MAX_EOS_IDS == BANNED
-    assert (BANNED_AT, TOKENS_AT) == (len(Header), len(Header) + BANNED)
+    assert (len(Header), len(Header) + BANNED) == (BANNED_AT, TOKENS_AT)
     assert (tokens_in_row(CONTEXT), table_at(CONTEXT), row_width(CONTEXT)) == (32, TOKENS_AT + 32, TOKENS_AT + 35)
     assert (tokens_in_row(GENERATE), table_at(GENERATE), row_width(GENERATE)) == (0, TOKENS_AT, TOKENS_AT + 3)
 
@@ -141,11 +141,13 @@ def test_a_slot_forgets_its_last_owner() -> None:
     assert (row[BANNED_AT:TOKENS_AT] == -1).all()
 
 
-@pytest.mark.parametrize("params", [{"top_k": 2**31 - 1}, {"seed": 2**63 - 1}, {"seed": -(2**63)}, {"top_p": 5e-324}, {"temperature": 1e-300}])
+@pytest.mark.parametrize(
+    "params", [{"top_k": 2**31 - 1}, {"seed": 2**63 - 1}, {"seed": -(2**63)}, {"top_p": 5e-324}, {"temperature": 1e-300}]
+)
 def test_no_value_that_is_accepted_breaks_a_step(params: dict[str, Any]) -> None:
     """The engine's thread must not meet a number that does not fit its place."""
     accepted = SamplingParams(**params)
-    context(builder([4]), make(0, seed=stream_seed(accepted.seed or 0, 0), **params), 0, 3)
+    context(builder([4]), make(0, **{**params, "seed": stream_seed(accepted.seed or 0, 0)}), 0, 3)
 
 
 def test_streams_of_completions_differ() -> None:

@@ -55,7 +55,13 @@ def limits(platform: Platform = PLATFORM, weight_bytes: int = 0, **options: Any)
 
 def test_defaults_come_from_model_and_platform() -> None:
     found = limits()
-    assert (found.dtype, found.max_model_len, found.max_num_seqs, found.max_num_batched_tokens, found.block_size) == ("float32", 2048, 32, 512, 16)
+    assert (found.dtype, found.max_model_len, found.max_num_seqs, found.max_num_batched_tokens, found.block_size) == (
+        "float32",
+        2048,
+        32,
+        512,
+        16,
+    )
     assert found.num_blocks == 32 * 128 + 1, "as many as all sequences at full length could use, and the null block"
     assert found.kv_tokens == 32 * 2048
     assert found.kv_bytes == found.num_blocks * 16 * TOKEN_BYTES
@@ -86,7 +92,10 @@ def test_dtype(wish: Any, wanted: str) -> None:
     ("options", "message"),
     [
         ({"max_model_len": 2049}, "max_model_len 2049 .* 2048 positions"),
-        ({"max_model_len": 500, "num_blocks": 11}, r"max_model_len 500 .* holds 160 tokens .*--max-model-len 160 or less, or --num-blocks 33"),
+        (
+            {"max_model_len": 500, "num_blocks": 11},
+            r"max_model_len 500 .* holds 160 tokens .*--max-model-len 160 or less, or --num-blocks 33",
+        ),
         ({"max_num_batched_tokens": 16, "max_num_seqs": 32}, "max_num_batched_tokens 16 .* max_num_seqs 32 .*--max-num-batched-tokens 47"),
         ({"max_num_batched_tokens": 8}, "max_num_batched_tokens 8"),
     ],
@@ -97,7 +106,17 @@ def test_sizes_that_do_not_fit_each_other(options: dict[str, Any], message: str)
 
 
 @pytest.mark.parametrize(
-    "field", ["max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_blocks", "compile_threads", "max_queued_requests", "seed"]
+    "field",
+    [
+        "max_model_len",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "block_size",
+        "num_blocks",
+        "compile_threads",
+        "max_queued_requests",
+        "seed",
+    ],
 )
 @pytest.mark.parametrize("value", ["8", 1.5, True, -1, -(2**70), [8]], ids=repr)
 def test_values_of_the_wrong_kind_are_named(field: str, value: object) -> None:
@@ -131,7 +150,7 @@ def try_settle(options: dict[str, Any], budget: int) -> Limits | str:
 OPTIONS = st.fixed_dictionaries(
     {},
     optional={
-        "max_model_len": st.integers(1, 2100),
+        "max_model_len": st.integers(2, 2100),
         "max_num_seqs": st.sampled_from((1, 3, 32, 33, 500)),
         "max_num_batched_tokens": st.integers(1, 600),
         "block_size": st.sampled_from((1, 2, 16, 128)),

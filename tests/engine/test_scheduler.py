@@ -212,7 +212,9 @@ LOADS: dict[str, Sizes] = {
     "many slots": Sizes(num_blocks=120, max_num_seqs=33, batched=100, arrivals=0.8, longest_output=20),
     "smallest budget": Sizes(num_blocks=40, max_num_seqs=8, batched=23),
     "blocks of one": Sizes(num_blocks=257, block=1, longest_prompt=60, batched=20),
-    "blocks of 128": Sizes(num_blocks=6, block=128, max_model_len=600, batched=256, longest_prompt=500, longest_output=40, static_width=True),
+    "blocks of 128": Sizes(
+        num_blocks=6, block=128, max_model_len=600, batched=256, longest_prompt=500, longest_output=40, static_width=True
+    ),
     "static widths": Sizes(num_blocks=60, max_model_len=400, longest_prompt=380, static_width=True),
     "odd length": Sizes(num_blocks=20, max_model_len=249, longest_prompt=248, longest_output=249),
     "aborts": Sizes(num_blocks=20, aborts=0.5, arrivals=0.5),

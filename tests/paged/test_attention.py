@@ -173,6 +173,18 @@ def test_a_row_does_not_feel_the_others() -> None:
         assert np.array_equal(run(other, kind)[0][0, :20], out)
 
 
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_what_others_left_behind_does_not_matter(poison: float) -> None:
+    """Free blocks, the null block and the rest of a last block may hold anything, even what is no number."""
+    for length, rows in ((48, CONTEXT), (1, GENERATE)):
+        step = make_step(rows, length=length, block=16, heads=4, kv_heads=2)
+        own = {(int(step.tables[i, at // 16]), at % 16) for i, row in enumerate(rows) for at in range(row.start)}
+        for block in range(len(step.keys)):
+            for place in set(range(16)) - {place for held, place in own if held == block}:
+                step.keys[block, :, place] = step.values[block, :, place] = poison
+        check(step)
+
+
 def allowed_places(step: Step) -> dict[tuple[int, int], tuple[int, int]]:
     """(block, place) -> (row, token) of every place that holds a new token after the step."""
     return {

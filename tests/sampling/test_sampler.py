@@ -180,7 +180,8 @@ def test_frequencies_over_seeds_are_those_of_the_softmax() -> None:
     wanted = probabilities(SHAPES["normal"], set(range(VOCAB)))
     for seeds in (np.arange(16_384), np.random.default_rng(1).integers(0, 2**63, 16_384)):
         tokens = [
-            draw(np.broadcast_to(SHAPES["normal"], (4096, VOCAB)), make_rows(4096, seed=seeds[i : i + 4096])) for i in range(0, 16_384, 4096)
+            draw(np.broadcast_to(SHAPES["normal"], (4096, VOCAB)), make_rows(4096, seed=seeds[i : i + 4096]))
+            for i in range(0, 16_384, 4096)
         ]
         assert chi_square(np.concatenate(tokens), wanted) < 1.8
 
@@ -255,7 +256,9 @@ def test_a_draw_is_the_rows_own() -> None:
     assert np.array_equal(backwards[::-1], together)
     alone = [draw(logits[i : i + 1], SamplingRows(*(column[i : i + 1] for column in rows)))[0] for i in range(32)]
     assert np.array_equal(alone, together)
-    greedy_others = SamplingRows(*(np.concatenate((column[:1], other[1:])) for column, other in zip(rows, make_rows(32, temperature=0.0), strict=True)))
+    greedy_others = SamplingRows(
+        *(np.concatenate((column[:1], other[1:])) for column, other in zip(rows, make_rows(32, temperature=0.0), strict=True))
+    )
     assert draw(logits, greedy_others)[0] == together[0]
 
 
