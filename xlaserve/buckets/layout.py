@@ -29,6 +29,11 @@ class Header(IntEnum):
     SEED_LOW = auto()
     SEED_HIGH = auto()
     PLACE = auto()  # tokens drawn from the row's random stream before
+    PRESENCE = auto()
+    FREQUENCY = auto()
+    REPETITION = auto()
+    BIASED = auto()  # 1 where the slot's bias counts
+    WORDED = auto()  # 1 where the slot's bad words count
 
 
 BANNED_AT = len(Header)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import jax
 
 from xlaserve.buckets.compile_events import COMPILE_EVENTS
-from xlaserve.engine.batch import BatchBuilder
+from xlaserve.buckets.ladder import Bucket
+from xlaserve.engine.batch import Batch, BatchBuilder
 from xlaserve.engine.outputs import EngineStats, FinishReason
 from xlaserve.engine.runner import Runner, read
 from xlaserve.engine.scheduler import Decision, Scheduler
@@ -99,11 +100,11 @@ class EngineCore:
         sampled: list[jax.Array] = []
         places = tokens = 0
         if decision.generate is not None:
-            sampled.append(self._runner.run(decision.generate.bucket, self._batches.generate(decision.generate)))
+            sampled.append(self._run(decision.generate.bucket, self._batches.generate(decision.generate)))
             places += decision.generate.bucket.tokens
             tokens += len(decision.generate.sequences)
         if decision.context is not None:
-            sampled.append(self._runner.run(decision.context.bucket, self._batches.context(decision.context)))
+            sampled.append(self._run(decision.context.bucket, self._batches.context(decision.context)))
             places += decision.context.bucket.tokens
             tokens += sum(chunk.length for chunk in decision.context.chunks)
         self._unread.append((decision, sampled))
@@ -117,6 +118,11 @@ class EngineCore:
             allocated_token_slots=stats.allocated_token_slots + sum(len(s.block_ids) for s in running) * self._pool.block_size,
             used_token_slots=stats.used_token_slots + sum(s.num_computed for s in running),
         )
+
+    def _run(self, bucket: Bucket, batch: Batch) -> jax.Array:
+        for sequence in self._batches.take_seated():
+            self._runner.seat(sequence)
+        return self._runner.run(bucket, batch)
 
     def _read(self, decision: Decision, sampled: list[jax.Array]) -> list[TokenEvent]:
         events: list[TokenEvent] = []

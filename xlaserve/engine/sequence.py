@@ -35,6 +35,7 @@ class Sequence:
         seed: 64-bit key of its random stream.
         max_tokens: prompt and output tokens at which it ends.
         metrics: timing, shared by the request's completions.
+        bad_words: token ids of each text that must not be generated.
     """
 
     request_id: str
@@ -56,6 +57,7 @@ class Sequence:
     num_cached_tokens: int = 0
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
     @property
     def num_known(self) -> int:
