@@ -26,6 +26,7 @@ from xlaserve.engine.seating import seating
 from xlaserve.models.checkpoint import open_checkpoint
 from xlaserve.models.registry import model_config
 from xlaserve.sampling.params import SamplingParams
+from xlaserve.sampling.scores import SCORE_WIDTH
 from xlaserve.sampling.slot_state import SlotState
 
 LADDER = make_ladder(max_model_len=64, max_num_seqs=2, max_num_batched_tokens=16, block_size=16, static_width=False)
@@ -95,8 +96,8 @@ def test_the_second_preparation_loads_and_compiles_nothing(setup: Setup) -> None
             batch = empty_batch(bucket, 2)
             batch[0, 0] = 1
             batch[0, row_width(bucket) - bucket.width] = 3
-            kv, state, sampled = run(params, kv, state, batch)
-            results.append([np.asarray(x) for x in (*kv, *state, sampled)])
+            kv, state, output = run(params, kv, state, batch)
+            results.append([np.asarray(x) for x in (*kv, *state, *output)])
         assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True)), bucket.name
     seatings = seating(
         SimpleNamespace(slot=1, params=SamplingParams(repetition_penalty=2), prompt_ids=[3], output_ids=[], bad_words=()), 512
@@ -192,9 +193,9 @@ def test_kv_and_state_are_updated_in_place_in_every_graph(setup: Setup) -> None:
     for bucket in LADDER.buckets:
         analysis = setup.graphs[bucket].run.memory_analysis()  # type: ignore[attr-defined]
         assert analysis.alias_size_in_bytes == wanted, bucket.name
-        # What is not aliased is the sampled tokens (and the pointers of the result tuple).
-        pointers = 8 * (len(held) + 1)
-        assert analysis.output_size_in_bytes - wanted <= bucket.rows * 4 + pointers, bucket.name
+        # What is not aliased is the sampled tokens and their scores (and the pointers of the result tuple).
+        pointers = 8 * (len(held) + 2)
+        assert analysis.output_size_in_bytes - wanted <= bucket.rows * 4 * (1 + SCORE_WIDTH) + pointers, bucket.name
 
 
 def test_old_kv_is_gone_after_a_step(setup: Setup) -> None:
@@ -221,8 +222,8 @@ def test_weights_are_arguments_and_not_in_the_graph(setup: Setup) -> None:
         signature = text[: text.index("->")]
         assert signature.count("%arg") == len(setup.spec.parameters()) + len(setup.spec.kv()) + len(setup.spec.state()) + 1
     assert setup.store.directory.stat()
-    weights = sum(int(np.prod(p.shape)) * 4 for p in setup.spec.parameters().values())
-    assert all((setup.store.directory / f"{b.name}.xla").stat().st_size < weights for b in LADDER.buckets)
+    sizes = {b.name: (setup.store.directory / f"{b.name}.xla").stat().st_size for b in LADDER.buckets}
+    assert max(sizes.values()) < 1 << 20, "code alone is half of that"
 
 
 def test_another_shape_is_an_error_and_not_a_compile(setup: Setup) -> None:

@@ -144,7 +144,7 @@ def pressed(tiny_model: Tiny) -> Generator[LLM]:
 
 
 def test_alone_in_a_crowd_and_under_pressure_are_equal(tiny_llm: LLM, pressed: LLM) -> None:
-    crowd = [prompt for prompt in prompts(3 * len(MIXED), longest=100, seed=8)]
+    crowd = prompts(3 * len(MIXED), longest=100, seed=8)
     params = MIXED * 3
     alone = [ids(tiny_llm.generate([prompt], each))[0] for prompt, each in zip(crowd, params, strict=True)]
     assert ids(tiny_llm.generate(crowd, params)) == alone

@@ -1,17 +1,17 @@
 """The step functions that buckets name: model, paged attention and sampling as one pure function of flat arrays.
 
-    step(params, kv, state, batch) -> (kv, state, sampled)
+    step(params, kv, state, batch) -> (kv, state, output)
     seat(state, slot, ...) -> state
 
 `kv` and `state` are donated: the compiled graph updates them in place. Sampled tokens stay on the device in the state, one place per
-sequence slot, where the next generate step reads them; the host reads `sampled` later.
+sequence slot, where the next generate step reads them; the host reads `output` later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,24 @@ from xlaserve.models.config import ModelConfig
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
 from xlaserve.paged.attention import PagedKV, StepShape
 from xlaserve.platforms.platform import AttentionKind, Device
+from xlaserve.sampling.logprobs import score
 from xlaserve.sampling.sampler import SamplingRows, sample
 from xlaserve.sampling.slot_state import AdjustmentRows, SlotState, adjust, advance, seat, state_shapes
 
-Step = Callable[[tuple[Array, ...], tuple[Array, ...], SlotState, Array], tuple[tuple[Array, ...], SlotState, Array]]
+
+class StepOutput(NamedTuple):
+    """What a step has for the host.
+
+    Args:
+        tokens: int32 `[rows]`, the sampled tokens.
+        scores: int32 `[rows, SCORE_WIDTH]`, their log probabilities as `xlaserve.sampling.scores` reads them.
+    """
+
+    tokens: Array
+    scores: Array
+
+
+Step = Callable[[tuple[Array, ...], tuple[Array, ...], SlotState, Array], tuple[tuple[Array, ...], SlotState, StepOutput]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +87,7 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
 
     def step(
         params: tuple[Array, ...], kv: tuple[Array, ...], state: SlotState, batch: Array
-    ) -> tuple[tuple[Array, ...], SlotState, Array]:
+    ) -> tuple[tuple[Array, ...], SlotState, StepOutput]:
         slot, start, length = batch[:, Header.SLOT], batch[:, Header.START], batch[:, Header.LENGTH]
         if isinstance(bucket, GenerateBucket):
             tokens = state.last_tokens.at[slot].get(mode="promise_in_bounds")[:, None]
@@ -85,9 +99,11 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
         shape = StepShape(positions, batch[:, table_at(bucket) :], spec.block_size)
         cache = PagedKV(layers, shape, spec.attention)
         logits: Any = model.apply({"params": parameter_tree(names, params)}, tokens, positions, cache.attend, length - 1)
-        logits = adjust(logits, state, slot, _adjustment(batch), branches=spec.branches)
-        sampled = sample(logits, _sampling(batch), branches=spec.branches)
-        return tuple(array for pair in cache.layers for array in pair), advance(state, slot, sampled), sampled
+        adjusted = adjust(logits, state, slot, _adjustment(batch), branches=spec.branches)
+        sampled = sample(adjusted, _sampling(batch), branches=spec.branches)
+        scores = score(logits, sampled, batch[:, Header.LOGPROBS], branches=spec.branches)
+        kv = tuple(array for pair in cache.layers for array in pair)
+        return kv, advance(state, slot, sampled), StepOutput(sampled, scores)
 
     step.__name__ = bucket.name.replace("-", "_")
     return step

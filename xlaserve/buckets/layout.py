@@ -34,6 +34,7 @@ class Header(IntEnum):
     REPETITION = auto()
     BIASED = auto()  # 1 where the slot's bias counts
     WORDED = auto()  # 1 where the slot's bad words count
+    LOGPROBS = auto()  # 1 more than the number of most likely tokens to score beside the sampled one; 0 scores nothing
 
 
 BANNED_AT = len(Header)

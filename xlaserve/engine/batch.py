@@ -90,6 +90,7 @@ class BatchBuilder:
             row[Header.REPETITION] = _bits(params.repetition_penalty)
             row[Header.BIASED] = params.biased
             row[Header.WORDED] = bool(sequence.bad_words)
+            row[Header.LOGPROBS] = 0 if params.logprobs is None else 1 + params.logprobs
             if params.penalized or params.biased or sequence.bad_words:
                 self._seated.append(sequence)
         return slot

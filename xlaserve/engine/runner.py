@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlaserve.buckets.compiler import Executable
-from xlaserve.buckets.graphs import GraphSpec
+from xlaserve.buckets.graphs import GraphSpec, StepOutput
 from xlaserve.buckets.ladder import SEAT, Bucket, SeatBucket
+from xlaserve.buckets.layout import Header
 from xlaserve.engine.batch import Batch, empty_batch
 from xlaserve.engine.seating import empty_seating, seating
 from xlaserve.engine.sequence import Sequence
@@ -42,7 +43,7 @@ class Runner:
             self._kv = tuple(jnp.zeros(array.shape, array.dtype) for array in spec.kv())
             self._state = jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), spec.state())
 
-    def run(self, bucket: Bucket, batch: Batch) -> jax.Array:
+    def run(self, bucket: Bucket, batch: Batch) -> StepOutput:
         """Start one graph and return at once.
 
         Args:
@@ -50,11 +51,14 @@ class Runner:
             batch: its input, int32 `[rows, row width]`; must not be written to afterwards.
 
         Returns:
-            int32 `[rows]`, the sampled tokens, on their way to the host.
+            The output; its tokens are on their way to the host, and so are its scores where a row asked for them.
         """
-        self._kv, self._state, sampled = self._executables[bucket](self._params, self._kv, self._state, batch)
-        sampled.copy_to_host_async()
-        return sampled
+        output: StepOutput
+        self._kv, self._state, output = self._executables[bucket](self._params, self._kv, self._state, batch)
+        output.tokens.copy_to_host_async()
+        if batch[:, Header.LOGPROBS].any():
+            output.scores.copy_to_host_async()
+        return output
 
     def seat(self, sequence: Sequence) -> None:
         """Load the state of a sequence's slot. The host must know all its tokens: none may be in flight."""
@@ -69,9 +73,9 @@ class Runner:
         buckets = [bucket for bucket in self._executables if not isinstance(bucket, SeatBucket)]
         for family in {type(bucket) for bucket in buckets}:
             bucket = min((b for b in buckets if type(b) is family), key=lambda b: (b.tokens, b.width))
-            self.run(bucket, empty_batch(bucket, self._spare_slot)).block_until_ready()
+            self.run(bucket, empty_batch(bucket, self._spare_slot)).tokens.block_until_ready()
 
 
-def read(sampled: jax.Array) -> NDArray[np.int32]:
-    """Wait for sampled tokens and give them to the host."""
-    return np.asarray(sampled)
+def read(array: jax.Array) -> NDArray[np.int32]:
+    """Wait for part of an output and give it to the host."""
+    return np.asarray(array)

@@ -16,6 +16,7 @@ MAX_LOGIT_BIAS = 1024
 MAX_BAD_WORDS = 128
 """Bad words of a request after tokenization, where a word with and without a leading space may be two."""
 MAX_BAD_WORD_TOKENS = 16
+MAX_LOGPROBS = 20
 GREEDY_EPSILON = 1e-5
 MASKED = -1e30
 """Stands for minus infinity in masked logits: large, finite, and far from anything a model gives."""
@@ -39,6 +40,8 @@ class SamplingParams:
         logit_bias: token id to what is added to its logit, -100 to 100; at most 1024 entries.
         allowed_token_ids: the only token ids that may be generated.
         bad_words: texts that are not generated: their last token cannot follow the others. Each counts with and without a leading space.
+        logprobs: give the log probability of every generated token, and of this many of the most likely ones besides, 0 to 20. They are
+            of the model's own distribution, before penalties, biases and temperature.
         seed: makes the random stream reproducible; None draws one per request.
         stop: strings that end generation; the text ends before the match.
         stop_token_ids: token ids that end generation, besides the model's own end-of-sequence ids.
@@ -64,6 +67,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = None
     allowed_token_ids: list[int] | tuple[int, ...] | None = None
     bad_words: str | list[str] | tuple[str, ...] | None = None
+    logprobs: int | None = None
     seed: int | None = None
     stop: str | list[str] | tuple[str, ...] | None = None
     stop_token_ids: list[int] | tuple[int, ...] | None = None
@@ -83,6 +87,8 @@ class SamplingParams:
         _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        if self.logprobs is not None:
+            _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if self.seed is not None:
             _integer("seed", self.seed, -(2**63), 2**63 - 1)
         if self.max_tokens is not None:
