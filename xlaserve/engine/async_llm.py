@@ -98,7 +98,7 @@ class AsyncLLM:
     def default_sampling(self) -> dict[str, float | int]:
         """Sampling parameters that the model's authors recommend, from its generation_config.json."""
         stored = self._engine.plan.checkpoint.generation_config
-        names = ("temperature", "top_k", "top_p", "min_p")
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
         return {name: stored[name] for name in names if isinstance(stored.get(name), int | float)}
 
     @property
