@@ -39,6 +39,14 @@ class _Finish:
     stop_reason: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _ResetPrefixCache:
+    pass
+
+
+_Message = _Add | _Finish | _ResetPrefixCache
+
+
 class AsyncLLM:
     """A model that serves many requests at once.
 
@@ -62,7 +70,7 @@ class AsyncLLM:
         self._streams: dict[str, OutputStream] = {}
         self._queued = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._inbox: list[_Add | _Finish] = []
+        self._inbox: list[_Message] = []
         self._wake = threading.Condition()
         self._closing = False
         self._error: BaseException | None = None
@@ -160,6 +168,15 @@ class AsyncLLM:
         finally:
             stream.abort()
 
+    def reset_prefix_cache(self) -> None:
+        """Requests that are submitted from here on reuse nothing that was computed before.
+
+        Raises:
+            EngineDeadError: the engine has stopped.
+        """
+        self._check_alive()
+        self._send(_ResetPrefixCache())
+
     async def close(self) -> None:
         """Abort what runs, stop the engine's thread and give back the device's memory. May be called again."""
         with self._wake:
@@ -175,7 +192,7 @@ class AsyncLLM:
         if self._closing:
             raise EngineDeadError("The engine has been closed.")
 
-    def _send(self, message: _Add | _Finish) -> None:
+    def _send(self, message: _Message) -> None:
         with self._wake:
             self._inbox.append(message)
             self._queued += len(message.request.sequences) if isinstance(message, _Add) else 0
@@ -211,10 +228,12 @@ class AsyncLLM:
             self._error = error
             self._post(self._fail)
 
-    def _apply(self, message: _Add | _Finish) -> None:
+    def _apply(self, message: _Message) -> None:
         if isinstance(message, _Add):
             for sequence in message.request.sequences:
                 self._engine.core.add(sequence)
+        elif isinstance(message, _ResetPrefixCache):
+            self._engine.core.reset_prefix_cache()
         else:
             self._engine.core.finish(message.sequence, message.reason, message.stop_reason)
 

@@ -180,6 +180,7 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
         max_num_seqs=limits.max_num_seqs,
         max_model_len=limits.max_model_len,
         max_num_batched_tokens=limits.max_num_batched_tokens,
+        prefix_caching=config.enable_prefix_caching,
     )
     inputs = InputProcessor(
         tokenizer,

@@ -35,6 +35,7 @@ class EngineConfig:
         compile_cache: directory that compiled graphs are kept in.
         compile_threads: graphs compiled at once.
         seed: start of the random streams of requests without a seed of their own.
+        enable_prefix_caching: reuse the KV of prompts, or beginnings of them, that have been computed before.
         max_queued_requests: waiting sequences beyond which requests are turned away.
 
     Raises:
@@ -54,6 +55,7 @@ class EngineConfig:
     compile_threads: int | None = None
     seed: int = 0
     max_queued_requests: int = 1024
+    enable_prefix_caching: bool = True
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -66,6 +68,8 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be an integer, got {value!r}.")
             if value < low:
                 raise ConfigError(f"{name} must be at least {low}, got {value}.")
+        if not isinstance(self.enable_prefix_caching, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"enable_prefix_caching must be true or false, got {self.enable_prefix_caching!r}.")
         if self.block_size is not None and self.block_size & (self.block_size - 1):
             raise ConfigError(f"block_size must be a power of two, got {self.block_size}.")
 

@@ -67,8 +67,9 @@ class InputProcessor:
         metrics = RequestMetrics(arrival_time=time.monotonic())
         seed = params.seed if params.seed is not None else self._random.getrandbits(64)
         most = room if params.max_tokens is None else min(room, params.max_tokens)
-        sequences = tuple(
-            Sequence(
+        sequences: list[Sequence] = []
+        for index in range(params.n):
+            sequence = Sequence(
                 request_id=name,
                 index=index,
                 prompt_ids=ids,
@@ -78,10 +79,10 @@ class InputProcessor:
                 seed=stream_seed(seed, index),
                 max_tokens=len(ids) + most,
                 metrics=metrics,
+                leader=sequences[0] if sequences else None,
             )
-            for index in range(params.n)
-        )
-        return Request(name, text, ids, sequences, metrics)
+            sequences.append(sequence)
+        return Request(name, text, ids, tuple(sequences), metrics)
 
     def _tokenize(self, prompt: str | Sequences[int]) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):
