@@ -359,13 +359,34 @@ def test_newest_is_preempted_and_oldest_never() -> None:
 
 
 def test_a_chunked_prompt_keeps_a_claim_on_the_blocks_it_still_needs() -> None:
-    """Whoever comes after a long prompt is not let in on blocks that the prompt is about to take."""
-    simulation = Simulation(Sizes(num_blocks=17, batched=32, max_num_seqs=4))
-    simulation.add([1] * 200, most=5, stop=frozenset())
+    """Whoever comes after long prompts under way is not let in on blocks that they are about to take."""
+    simulation = Simulation(Sizes(num_blocks=45, batched=256))
+    for prompt, most in (([1] * 40, 60), ([2] * 200, 5), ([3] * 200, 5), ([4] * 200, 5)):
+        simulation.add(prompt, most=most, stop=frozenset())
     simulation.step()
-    simulation.add([2] * 100, most=5, stop=frozenset())
+    assert [sequence.num_computed for sequence in simulation.arrived] == [40, 64, 64, 64]
+    simulation.add([5] * 60, most=60, stop=frozenset())
     simulation.drain()
     assert simulation.preempted == 0
+
+
+def test_a_sequence_that_is_in_the_step_keeps_its_blocks() -> None:
+    """An older prompt that finds no block does not take those of a younger sequence that this iteration computes: it waits."""
+    simulation = Simulation(Sizes(num_blocks=29, batched=128))
+    short, first, second, young = (
+        simulation.add(prompt, most=most, stop=frozenset())
+        for prompt, most in (([1] * 15, 40), ([2] * 200, 5), ([3] * 200, 5), ([4] * 15, 12))
+    )
+    simulation.step()
+    assert [s.num_computed for s in (short, first, second, young)] == [15, 32, 32, 15]
+    stalled = 0
+    while second.num_computed < 200:
+        before = second.num_computed
+        simulation.step()
+        stalled += before > 32 and second.num_computed == before
+    assert stalled > 0, "the pool must have been too small for a while"
+    simulation.drain()
+    assert young.metrics.num_preemptions == 0
 
 
 def test_finishing_twice_is_harmless() -> None:

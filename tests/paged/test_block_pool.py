@@ -169,9 +169,10 @@ def test_rows_are_copies() -> None:
     """A step's input must not change when the host goes on while the device still reads it."""
     tables = BlockTables(2, 3)
     tables.append(0, 0, [5])
-    taken = tables.rows([0, 1], 3)
+    taken, alone = tables.rows([0, 1], 3), tables.rows([0], 3)
     tables.append(0, 1, [6])
     tables.clear(0)
     assert taken.tolist() == [[5, 0, 0], [0, 0, 0]]
+    assert alone.tolist() == [[5, 0, 0]]
     taken[:] = 9
     assert tables.rows([0, 1], 3).tolist() == [[0, 0, 0], [0, 0, 0]]
