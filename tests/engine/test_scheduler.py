@@ -40,6 +40,7 @@ class Sizes:
     several: float = 0.0  # share of requests for two to four completions
     resets: float = 0.0
     prefix_caching: bool = True
+    by_priority: bool = False
 
 
 @dataclass
@@ -78,6 +79,7 @@ class Simulation:
             max_model_len=s.max_model_len,
             max_num_batched_tokens=s.batched,
             prefix_caching=s.prefix_caching,
+            by_priority=s.by_priority,
         )
         self.core = EngineCore(self.scheduler, FakeRunner(s.num_blocks, s.block, s.max_num_seqs), self.pool, s.max_num_seqs)  # type: ignore[arg-type]
         schedule = self.scheduler.schedule
@@ -97,6 +99,7 @@ class Simulation:
         stop: frozenset[int] | None = None,
         *,
         n: int | None = None,
+        priority: int | None = None,
         salt: str | None = None,
     ) -> Sequence:
         """Add a request; its first completion is returned."""
@@ -108,6 +111,8 @@ class Simulation:
                 begin = rng.randint(0, len(prompt))
                 prompt[:begin] = rng.choice(self.beginnings)[:begin]
                 salt = rng.choice((None, None, None, "salt"))
+        if priority is None:
+            priority = rng.randint(-2, 2) if s.by_priority else 0
         if n is None:
             n = rng.randint(2, 4) if rng.random() < s.several else 1
         room = s.max_model_len - len(prompt)
@@ -115,7 +120,9 @@ class Simulation:
         if stop is None:
             stop = frozenset(rng.sample(range(VOCAB), rng.choice((0, 0, 1, 5))))
         least = rng.choice((0, 0, 1, min(5, most)))
-        params = SamplingParams(n=n, max_tokens=most, min_tokens=least, temperature=rng.choice((0.0, 1.0)), cache_salt=salt)
+        params = SamplingParams(
+            n=n, max_tokens=most, min_tokens=least, temperature=rng.choice((0.0, 1.0)), cache_salt=salt, priority=priority
+        )
         seed = rng.getrandbits(64)
         name, eos, metrics = f"r{len(self.arrived)}", frozenset(sorted(stop)[:1]), RequestMetrics(0.0)
         leader: Sequence | None = None
@@ -205,11 +212,16 @@ class Simulation:
             assert 0 <= sequence.in_flight <= 2
         self.preempted = self.scheduler.preemptions
         self.peak_running = max(self.peak_running, len(running))
-        oldest = next(iter(self.alive), None)
+        assert running == sorted(running, key=lambda s: s.rank)
+        assert waiting == sorted(waiting, key=lambda s: s.rank)
+        assert self.scheduler.waiting_tokens == sum(len(s.prompt_ids) for s in waiting if s.leader is None)
+        oldest = min(self.alive, key=lambda s: s.rank, default=None)
         if oldest is not None:
             if oldest is not self.oldest:
                 self.oldest, self.progress[oldest] = oldest, self.steps
-            assert self.steps - self.progress[oldest] <= 2 * self.sizes.block + 4, "the oldest sequence starves"
+            # Whoever comes to the head of the line by priority waits for what runs to end, at worst.
+            bound = 2 * (self.sizes.max_model_len if self.sizes.by_priority else self.sizes.block) + 4
+            assert self.steps - self.progress[oldest] <= bound, "the first in line starves"
 
     def settle(self) -> None:
         """Let everything end; the time is bounded by the work."""
@@ -270,6 +282,7 @@ LOADS: dict[str, Sizes] = {
     "several": Sizes(num_blocks=60, several=0.7, alike=0.5, arrivals=0.1),
     "several and tight": Sizes(num_blocks=17, several=0.7, alike=0.5, aborts=0.1, resets=0.01, arrivals=0.1),
     "several without a cache": Sizes(num_blocks=17, several=0.7, arrivals=0.1, prefix_caching=False),
+    "priorities": Sizes(num_blocks=17, by_priority=True, alike=0.5, several=0.2, arrivals=0.2),
     "no cache": Sizes(num_blocks=20, alike=0.9, prefix_caching=False),
 }
 
@@ -281,7 +294,7 @@ def test_storms(load: str) -> None:
     assert len(simulation.arrived) > 50
     order = {sequence: i for i, sequence in enumerate(simulation.arrived)}
     ranks = [order[sequence] for sequence in simulation.first_scheduled if sequence.leader is None]
-    assert ranks == sorted(ranks), "first come, first scheduled"
+    assert ranks == sorted(ranks) or simulation.sizes.by_priority, "first come, first scheduled"
     stats = simulation.core.stats()
     assert (stats.prefix_cache_hits > 0) <= simulation.sizes.prefix_caching
     assert stats.prefix_cache_hits <= stats.prefix_cache_queries
@@ -315,6 +328,7 @@ def test_small_storms_of_random_sizes(seed: int) -> None:
         several=rng.choice((0.0, 0.3)),
         resets=rng.choice((0.0, 0.02)),
         prefix_caching=rng.random() < 0.8,
+        by_priority=rng.random() < 0.3,
     )
     simulation = Simulation(sizes, seed=seed)
     simulation.run(250)
@@ -497,6 +511,81 @@ def test_the_prompt_of_several_completions_is_computed_once(*, prefix_caching: b
     assert stats.scheduled_tokens == 180 + 3 * (180 - 176) + 4 * 19
     assert stats.prompt_tokens == 4 * 180
     assert stats.allocated_token_slots - stats.used_token_slots <= 4 * 16 * stats.steps
+
+
+def test_better_priorities_come_first_and_are_preempted_last() -> None:
+    simulation = Simulation(Sizes(num_blocks=17, max_num_seqs=2, by_priority=True))
+    priorities = (1, 0, 1, -5, 0)
+    sequences = [simulation.add([i] * 10, most=120, stop=frozenset(), priority=p) for i, p in enumerate(priorities)]
+    simulation.drain()
+    first = [sequences.index(s) for s in simulation.first_scheduled]
+    assert first == [3, 1, 4, 0, 2], "by priority, then arrival"
+    assert sequences[3].metrics.num_preemptions == 0
+    assert simulation.preempted > 0
+
+
+def test_a_late_sequence_of_better_priority_goes_before_what_waits() -> None:
+    simulation = Simulation(Sizes(num_blocks=17, max_num_seqs=1, by_priority=True))
+    runs, waits = (simulation.add([i], most=20, stop=frozenset(), priority=5) for i in range(2))
+    simulation.step()
+    late = simulation.add([9], most=20, stop=frozenset(), priority=4)
+    simulation.drain()
+    assert simulation.first_scheduled == [runs, late, waits]
+
+
+def test_nobody_starves_among_equals() -> None:
+    """However many come later: who is in line ends after a bounded number of iterations."""
+    simulation = Simulation(Sizes(num_blocks=17, max_num_seqs=2, by_priority=True))
+    first = simulation.add([1] * 200, most=50, stop=frozenset(), priority=7)
+    for i in range(80):
+        simulation.add([i] * 5, most=5, stop=frozenset(), priority=7)
+        simulation.step()
+    assert first.finish_reason == "length"
+    simulation.drain()
+
+
+def test_priorities_do_not_count_in_order_of_arrival() -> None:
+    simulation = Simulation(Sizes(num_blocks=17, max_num_seqs=1))
+    sequences = [simulation.add([p + 5], most=5, stop=frozenset(), priority=p) for p in (3, 1, -2)]
+    simulation.drain()
+    assert simulation.first_scheduled == sequences
+
+
+def test_a_hundred_thousand_events() -> None:
+    """Arrivals, ends, aborts, resets and iterations over engines of random sizes, all checks at every iteration."""
+    totals: Counter[str] = Counter()
+    seed = 1000
+    while totals["events"] < 100_000:
+        rng = random.Random(seed)
+        block, seqs = rng.choice((2, 4, 8)), rng.choice((2, 4, 6))
+        length = rng.choice((24, 40))
+        sizes = Sizes(
+            num_blocks=-(-length // block) + 1 + rng.choice((0, 3, 12)),
+            block=block,
+            max_model_len=length,
+            max_num_seqs=seqs,
+            batched=seqs + block - 1 + rng.choice((1, 8, 32)),
+            longest_prompt=length // 2,
+            longest_output=length,
+            arrivals=rng.choice((0.2, 0.5)),
+            aborts=0.1,
+            alike=rng.choice((0.0, 0.8)),
+            several=rng.choice((0.0, 0.2)),
+            resets=0.02,
+            prefix_caching=rng.random() < 0.8,
+            by_priority=rng.random() < 0.5,
+        )
+        simulation = Simulation(sizes, seed=seed)
+        simulation.run(1500)
+        stats = simulation.core.stats()
+        totals += Counter(
+            events=simulation.events + sum(stats.finished.values()) + stats.preemptions,
+            preemptions=stats.preemptions,
+            hits=stats.prefix_cache_hits,
+            aborts=stats.finished.get("abort", 0),
+        )
+        seed += 1
+    assert min(totals["preemptions"], totals["hits"], totals["aborts"]) > 500, totals
 
 
 def test_statistics_add_up() -> None:

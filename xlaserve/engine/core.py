@@ -66,6 +66,11 @@ class EngineCore:
         """Sequences in the queue."""
         return len(self._scheduler.waiting)
 
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Tokens of the prompts in the queue."""
+        return self._scheduler.waiting_tokens
+
     def add(self, sequence: Sequence) -> None:
         """Accept a validated sequence."""
         self._scheduler.add(sequence)

@@ -24,13 +24,24 @@ class InputProcessor:
         max_model_len: longest sequence in tokens.
         eos_ids: the model's end-of-sequence ids.
         seed: start of the random streams of requests without a seed.
+        by_priority: whether priorities count; where they do not, requests may not set one.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, max_model_len: int, eos_ids: tuple[int, ...], seed: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        vocab_size: int,
+        max_model_len: int,
+        eos_ids: tuple[int, ...],
+        seed: int,
+        by_priority: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._eos_ids = frozenset(eos_ids)
+        self._by_priority = by_priority
         self._random = random.Random(seed)
 
     def request(self, prompt: str | Sequences[int], params: SamplingParams, request_id: str | None) -> Request:
@@ -62,6 +73,13 @@ class InputProcessor:
                 f"got {params.min_tokens}.",
                 field="min_tokens",
                 value=params.min_tokens,
+            )
+        if params.priority and not self._by_priority:
+            raise InvalidRequestError(
+                f"priority {params.priority} has no meaning here, because requests are served in order of arrival: "
+                "leave it out, or serve with --scheduling-policy priority.",
+                field="priority",
+                value=params.priority,
             )
         name = request_id if request_id is not None else f"request-{uuid.uuid4().hex}"
         metrics = RequestMetrics(arrival_time=time.monotonic())

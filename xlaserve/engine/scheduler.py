@@ -3,8 +3,9 @@
 Running sequences come first; what the token budget leaves goes to prompts, in chunks, in the order of the line. A sequence that finds
 no free block takes the blocks of the last in line, which starts over later (preemption by recomputation).
 
-The place in line is the arrival. The first in line advances within a bounded number of iterations, whatever comes after it, and
-everything before it in line ends: so nothing starves.
+The place in line is the arrival, or priority and then arrival. The first in line advances within a bounded number of iterations,
+whatever comes after it, and ends: so whoever is overtaken by a bounded number of others does not starve. Under first come, first
+served nobody is overtaken; under priorities a sequence waits for those of better priority, and never for later ones of its own.
 
 A sequence shares the blocks of a prefix that has been computed before. Blocks can be found when the graph that writes them has been
 decided on, from the next decision on: graphs run in order, so whoever reads them reads what was written.
@@ -83,6 +84,7 @@ class Scheduler:
         max_num_seqs: most sequences that run at once: the number of slots.
         max_model_len: longest sequence, which sets the width of block tables.
         max_num_batched_tokens: most tokens of an iteration.
+        by_priority: order the line by priority and then arrival; otherwise by arrival alone.
         prefix_caching: let sequences find blocks that others computed, or that they computed themselves before a preemption.
     """
 
@@ -94,6 +96,7 @@ class Scheduler:
         max_num_seqs: int,
         max_model_len: int,
         max_num_batched_tokens: int,
+        by_priority: bool = False,
         prefix_caching: bool = True,
     ) -> None:
         self._ladder = ladder
@@ -101,11 +104,13 @@ class Scheduler:
         self._budget = max_num_batched_tokens
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
         self._watermark = int(pool.capacity * WATERMARK)
+        self._by_priority = by_priority
         self._prefix_caching = prefix_caching
         self._arrivals = 0
         self.tables = BlockTables(max_num_seqs, pool.blocks_for(max_model_len))
         # Both in the order of the line.
         self.waiting: list[Sequence] = []
+        self.waiting_tokens = 0
         self.running: list[Sequence] = []
         self.preemptions = 0
         self.prefix_queries = 0
@@ -119,9 +124,9 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Put a new sequence in line."""
-        sequence.rank = (0, self._arrivals)
+        sequence.rank = (sequence.params.priority if self._by_priority else 0, self._arrivals)
         self._arrivals += 1
-        insort(self.waiting, sequence, key=_rank)
+        self._wait(sequence)
 
     def schedule(self) -> Decision | None:
         """Decide the next iteration and count it as done; None where nothing can be computed before more results are read."""
@@ -142,7 +147,7 @@ class Scheduler:
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
         else:
-            self.waiting.remove(sequence)
+            self._leave_queue(sequence)
         self._take_back(sequence)
         sequence.status, sequence.finish_reason, sequence.stop_reason = Status.FINISHED, reason, stop_reason
         sequence.metrics.finished_time = time.monotonic()
@@ -276,7 +281,7 @@ class Scheduler:
         sequence.num_published = full
 
     def _admit(self, sequence: Sequence, shared: list[int]) -> None:
-        self.waiting.remove(sequence)
+        self._leave_queue(sequence)
         sequence.status, sequence.slot = Status.RUNNING, self._free_slots.pop()
         insort(self.running, sequence, key=_rank)
         self._pool.share(shared)
@@ -321,7 +326,15 @@ class Scheduler:
         sequence.status, sequence.num_computed, sequence.num_published, sequence.resident = Status.WAITING, 0, 0, False
         sequence.metrics.num_preemptions += 1
         self.preemptions += 1
+        self._wait(sequence)
+
+    def _wait(self, sequence: Sequence) -> None:
         insort(self.waiting, sequence, key=_rank)
+        self.waiting_tokens += sequence.queued_tokens
+
+    def _leave_queue(self, sequence: Sequence) -> None:
+        self.waiting.remove(sequence)
+        self.waiting_tokens -= sequence.queued_tokens
 
     def _take_back(self, sequence: Sequence) -> None:
         # Graphs run in the order of their dispatch, so blocks and slot can be given on at once: whatever still is on its way to

@@ -80,6 +80,11 @@ class Sequence:
         return len(self.output_ids) + self.in_flight
 
     @property
+    def queued_tokens(self) -> int:
+        """Tokens of its prompt that count as waiting while it waits: completions share one prompt."""
+        return len(self.prompt_ids) if self.leader is None else 0
+
+    @property
     def generating(self) -> bool:
         """Whether only its newest token is to be computed, and the device has that one in the table of last tokens."""
         return self.resident and self.num_computed == self.num_tokens - 1

@@ -21,6 +21,7 @@ _AS_GIVEN = (
     "ignore_eos",
     "include_stop_str_in_output",
     "skip_special_tokens",
+    "priority",
     "cache_salt",
 )
 
