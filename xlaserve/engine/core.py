@@ -9,15 +9,16 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-import jax
-
 from xlaserve.buckets.compile_events import COMPILE_EVENTS
-from xlaserve.engine.batch import BatchBuilder
+from xlaserve.buckets.graphs import StepOutput
+from xlaserve.buckets.ladder import Bucket
+from xlaserve.engine.batch import Batch, BatchBuilder
 from xlaserve.engine.outputs import EngineStats, FinishReason
 from xlaserve.engine.runner import Runner, read
 from xlaserve.engine.scheduler import Decision, Scheduler
 from xlaserve.engine.sequence import Sequence
 from xlaserve.paged.block_pool import BlockPool
+from xlaserve.sampling.scores import TokenScore, read_scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,14 @@ class TokenEvent:
         token: the new token, None where there is none.
         finish_reason: set on the sequence's last event.
         stop_reason: the stop id that ended it, if one did.
+        scores: of the token and the most likely ones, where the sequence asks for log probabilities.
     """
 
     sequence: Sequence
     token: int | None
     finish_reason: FinishReason | None
     stop_reason: int | str | None
+    scores: list[TokenScore] | None = None
 
 
 class EngineCore:
@@ -52,7 +55,7 @@ class EngineCore:
         self._runner = runner
         self._pool = pool
         self._batches = BatchBuilder(scheduler.tables, max_num_seqs)
-        self._unread: list[tuple[Decision, list[jax.Array]]] = []
+        self._unread: list[tuple[Decision, list[StepOutput]]] = []
         self._stats = EngineStats(num_blocks=pool.capacity)
         self._compiled_before = COMPILE_EVENTS.count
 
@@ -107,17 +110,17 @@ class EngineCore:
         )
 
     def _dispatch(self, decision: Decision) -> None:
-        sampled: list[jax.Array] = []
+        outputs: list[StepOutput] = []
         places = tokens = 0
         if decision.generate is not None:
-            sampled.append(self._runner.run(decision.generate.bucket, self._batches.generate(decision.generate)))
+            outputs.append(self._run(decision.generate.bucket, self._batches.generate(decision.generate)))
             places += decision.generate.bucket.tokens
             tokens += len(decision.generate.sequences)
         if decision.context is not None:
-            sampled.append(self._runner.run(decision.context.bucket, self._batches.context(decision.context)))
+            outputs.append(self._run(decision.context.bucket, self._batches.context(decision.context)))
             places += decision.context.bucket.tokens
             tokens += sum(chunk.length for chunk in decision.context.chunks)
-        self._unread.append((decision, sampled))
+        self._unread.append((decision, outputs))
         stats, running, size = self._stats, self._scheduler.running, self._pool.block_size
         held = sum(len(s.block_ids) for s in running)
         allocated = self._pool.capacity - self._pool.num_free
@@ -132,23 +135,27 @@ class EngineCore:
             used_token_slots=stats.used_token_slots + sum(s.num_computed for s in running) - (held - allocated) * size,
         )
 
-    def _read(self, decision: Decision, sampled: list[jax.Array]) -> list[TokenEvent]:
+    def _run(self, bucket: Bucket, batch: Batch) -> StepOutput:
+        for sequence in self._batches.take_seated():
+            self._runner.seat(sequence)
+        return self._runner.run(bucket, batch)
+
+    def _read(self, decision: Decision, outputs: list[StepOutput]) -> list[TokenEvent]:
         events: list[TokenEvent] = []
-        tokens = [int(token) for array, rows in zip(sampled, _rows(decision), strict=True) for token in read(array)[:rows]]
         now = time.monotonic()
-        for (sequence, samples), token in zip(decision.sampled, tokens, strict=True):
-            if samples and self._scheduler.append(sequence, token):
+        for output, rows in zip(outputs, decision.rows, strict=True):
+            tokens = read(output.tokens).tolist()
+            scores = read(output.scores) if any(sequence.params.logprobs is not None for sequence, _ in rows) else None
+            for row, (sequence, samples) in enumerate(rows):
+                if not samples or not self._scheduler.append(sequence, tokens[row]):
+                    continue
                 if sequence.metrics.first_token_time is None:
                     sequence.metrics.first_token_time = now
-                events.append(TokenEvent(sequence, token, sequence.finish_reason, sequence.stop_reason))
+                top = sequence.params.logprobs
+                scored = None if scores is None or top is None else read_scores(scores[row], tokens[row], top)
+                events.append(TokenEvent(sequence, tokens[row], sequence.finish_reason, sequence.stop_reason, scored))
         self._stats = replace(self._stats, generation_tokens=self._stats.generation_tokens + len(events))
         return events
-
-
-def _rows(decision: Decision) -> list[int]:
-    """Rows in use of each graph's output."""
-    rows = [len(decision.generate.sequences)] if decision.generate else []
-    return rows + ([len(decision.context.chunks)] if decision.context else [])
 
 
 def _prompt_tokens(decision: Decision) -> int:
