@@ -116,6 +116,7 @@ def test_sizes_that_do_not_fit_each_other(options: dict[str, Any], message: str)
         "num_blocks",
         "compile_threads",
         "max_queued_requests",
+        "max_queued_tokens",
         "seed",
     ],
 )
@@ -134,6 +135,8 @@ def test_values_of_the_wrong_kind_are_named(field: str, value: object) -> None:
         ({"block_size": 0}, "got 0"),
         ({"num_blocks": 1}, "at least 2.* got 1"),
         ({"max_queued_requests": None}, "max_queued_requests must be .*None"),
+        ({"scheduling_policy": "sjf"}, "scheduling_policy must be fcfs or priority, got 'sjf'"),
+        ({"enable_prefix_caching": "no"}, "enable_prefix_caching must be true or false, got .no."),
     ],
 )
 def test_values_out_of_range_are_named(options: dict[str, Any], message: str) -> None:

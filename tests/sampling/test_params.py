@@ -123,6 +123,10 @@ BAD: list[tuple[str, Any, str]] = [
     ("include_stop_str_in_output", 0, "got 0"),
     ("skip_special_tokens", None, "got None"),
     ("detokenize", "no", "got 'no'"),
+    ("priority", 1.5, "got 1.5"),
+    ("priority", 2**63, "between"),
+    ("cache_salt", "", "non-empty"),
+    ("cache_salt", 5, "got 5"),
 ]
 
 

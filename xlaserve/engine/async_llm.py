@@ -39,6 +39,14 @@ class _Finish:
     stop_reason: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _ResetPrefixCache:
+    pass
+
+
+_Message = _Add | _Finish | _ResetPrefixCache
+
+
 class AsyncLLM:
     """A model that serves many requests at once.
 
@@ -58,11 +66,12 @@ class AsyncLLM:
         config = EngineConfig(model=model, **options)
         self._engine: Engine = build(config, progress or log.info)
         self._max_queued = config.max_queued_requests
+        self._max_queued_tokens = config.max_queued_tokens
         self._processor = OutputProcessor(self._engine.tokenizer)
         self._streams: dict[str, OutputStream] = {}
-        self._queued = 0
+        self._queued = self._queued_tokens = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._inbox: list[_Add | _Finish] = []
+        self._inbox: list[_Message] = []
         self._wake = threading.Condition()
         self._closing = False
         self._error: BaseException | None = None
@@ -137,12 +146,19 @@ class AsyncLLM:
             raise InvalidRequestError(
                 f"request_id {request_id!r} is in use by a request that has not ended.", field="request_id", value=request_id
             )
+        if params.n > self._max_queued:
+            raise InvalidRequestError(
+                f"n is {params.n}, and the queue holds {self._max_queued} sequences (--max-queued-requests): ask for fewer.",
+                field="n",
+                value=params.n,
+            )
         waiting = self._engine.core.num_waiting + self._queued
         if waiting + params.n > self._max_queued:
             raise OverloadedError(
                 f"{waiting} sequences are waiting, and the queue holds {self._max_queued} (--max-queued-requests). Try again later."
             )
         request = self._engine.inputs.request(prompt, params, request_id)
+        self._check_queued_tokens(len(request.prompt_ids))
         stream = OutputStream(request.request_id, request.prompt_ids, lambda: self._abort(request))
         self._streams[request.request_id] = stream
         self._processor.add(request)
@@ -160,6 +176,15 @@ class AsyncLLM:
         finally:
             stream.abort()
 
+    def reset_prefix_cache(self) -> None:
+        """Requests that are submitted from here on reuse nothing that was computed before.
+
+        Raises:
+            EngineDeadError: the engine has stopped.
+        """
+        self._check_alive()
+        self._send(_ResetPrefixCache())
+
     async def close(self) -> None:
         """Abort what runs, stop the engine's thread and give back the device's memory. May be called again."""
         with self._wake:
@@ -175,10 +200,28 @@ class AsyncLLM:
         if self._closing:
             raise EngineDeadError("The engine has been closed.")
 
-    def _send(self, message: _Add | _Finish) -> None:
+    def _check_queued_tokens(self, tokens: int) -> None:
+        if self._max_queued_tokens is None:
+            return
+        if tokens > self._max_queued_tokens:
+            raise InvalidRequestError(
+                f"The prompt has {tokens} tokens, and the queue holds {self._max_queued_tokens} (--max-queued-tokens): shorten it.",
+                field="prompt",
+                value=tokens,
+            )
+        waiting = self._engine.core.num_waiting_tokens + self._queued_tokens
+        if waiting + tokens > self._max_queued_tokens:
+            raise OverloadedError(
+                f"Prompts with {waiting} tokens are waiting, the request has {tokens}, and the queue holds {self._max_queued_tokens} "
+                "(--max-queued-tokens). Try again later."
+            )
+
+    def _send(self, message: _Message) -> None:
         with self._wake:
             self._inbox.append(message)
-            self._queued += len(message.request.sequences) if isinstance(message, _Add) else 0
+            if isinstance(message, _Add):
+                self._queued += len(message.request.sequences)
+                self._queued_tokens += len(message.request.prompt_ids)
             self._wake.notify()
 
     def _abort(self, request: Request) -> None:
@@ -201,7 +244,7 @@ class AsyncLLM:
                     if self._closing:
                         return
                     messages, self._inbox = self._inbox, []
-                    self._queued = 0
+                    self._queued = self._queued_tokens = 0
                     for message in messages:
                         self._apply(message)
                 if events := core.step():
@@ -211,10 +254,12 @@ class AsyncLLM:
             self._error = error
             self._post(self._fail)
 
-    def _apply(self, message: _Add | _Finish) -> None:
+    def _apply(self, message: _Message) -> None:
         if isinstance(message, _Add):
             for sequence in message.request.sequences:
                 self._engine.core.add(sequence)
+        elif isinstance(message, _ResetPrefixCache):
+            self._engine.core.reset_prefix_cache()
         else:
             self._engine.core.finish(message.sequence, message.reason, message.stop_reason)
 

@@ -180,6 +180,8 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
         max_num_seqs=limits.max_num_seqs,
         max_model_len=limits.max_model_len,
         max_num_batched_tokens=limits.max_num_batched_tokens,
+        by_priority=config.scheduling_policy == "priority",
+        prefix_caching=config.enable_prefix_caching,
     )
     inputs = InputProcessor(
         tokenizer,
@@ -187,6 +189,7 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
         max_model_len=limits.max_model_len,
         eos_ids=_eos_ids(plan),
         seed=config.seed,
+        by_priority=config.scheduling_policy == "priority",
     )
     return Engine(plan, EngineCore(scheduler, runner, pool, limits.max_num_seqs), inputs, tokenizer, graphs)
 

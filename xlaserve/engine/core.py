@@ -69,6 +69,11 @@ class EngineCore:
         """Sequences in the queue."""
         return len(self._scheduler.waiting)
 
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Tokens of the prompts in the queue."""
+        return self._scheduler.waiting_tokens
+
     def add(self, sequence: Sequence) -> None:
         """Accept a validated sequence."""
         self._scheduler.add(sequence)
@@ -76,6 +81,10 @@ class EngineCore:
     def finish(self, sequence: Sequence, reason: FinishReason, stop_reason: str | None = None) -> None:
         """End a sequence from outside: aborted, or a stop string was found in its text. Without effect on one that has ended."""
         self._scheduler.finish(sequence, reason, stop_reason)
+
+    def reset_prefix_cache(self) -> None:
+        """Let nothing that has been computed so far be shared with what comes."""
+        self._scheduler.reset_prefix_cache()
 
     def step(self) -> list[TokenEvent]:
         """Dispatch the next iteration, if there is one, and read the one before it."""
@@ -94,6 +103,8 @@ class EngineCore:
             num_waiting=len(self._scheduler.waiting),
             num_free_blocks=self._pool.num_free,
             preemptions=self._scheduler.preemptions,
+            prefix_cache_queries=self._scheduler.prefix_queries,
+            prefix_cache_hits=self._scheduler.prefix_hits,
             finished=dict(self._scheduler.finished),
             compile_events=COMPILE_EVENTS.count - self._compiled_before,
         )
@@ -110,15 +121,18 @@ class EngineCore:
             places += decision.context.bucket.tokens
             tokens += sum(chunk.length for chunk in decision.context.chunks)
         self._unread.append((decision, outputs))
-        stats, running = self._stats, self._scheduler.running
+        stats, running, size = self._stats, self._scheduler.running, self._pool.block_size
+        held = sum(len(s.block_ids) for s in running)
+        allocated = self._pool.capacity - self._pool.num_free
         self._stats = replace(
             stats,
             steps=stats.steps + 1,
             scheduled_tokens=stats.scheduled_tokens + tokens,
             padded_tokens=stats.padded_tokens + places - tokens,
             prompt_tokens=stats.prompt_tokens + _prompt_tokens(decision),
-            allocated_token_slots=stats.allocated_token_slots + sum(len(s.block_ids) for s in running) * self._pool.block_size,
-            used_token_slots=stats.used_token_slots + sum(s.num_computed for s in running),
+            # A shared block counts once, in both; all its places hold a token.
+            allocated_token_slots=stats.allocated_token_slots + allocated * size,
+            used_token_slots=stats.used_token_slots + sum(s.num_computed for s in running) - (held - allocated) * size,
         )
 
     def _run(self, bucket: Bucket, batch: Batch) -> StepOutput:
@@ -145,11 +159,12 @@ class EngineCore:
 
 
 def _prompt_tokens(decision: Decision) -> int:
-    """Prompt tokens that this iteration computes for the first time."""
-    if decision.context is None:
-        return 0
-    return sum(
-        max(0, min(chunk.start + chunk.length, len(chunk.sequence.prompt_ids)) - chunk.start)
-        for chunk in decision.context.chunks
-        if not chunk.sequence.metrics.num_preemptions
-    )
+    """Prompt tokens that the sequences of this iteration computed or reused for the first time."""
+    total = 0
+    for chunk in decision.context.chunks if decision.context else ():
+        sequence = chunk.sequence
+        done = min(chunk.start + chunk.length, len(sequence.prompt_ids))
+        if done > sequence.num_prompt_counted:
+            total += done - sequence.num_prompt_counted
+            sequence.num_prompt_counted = done
+    return total

@@ -24,13 +24,24 @@ class InputProcessor:
         max_model_len: longest sequence in tokens.
         eos_ids: the model's end-of-sequence ids.
         seed: start of the random streams of requests without a seed.
+        by_priority: whether priorities count; where they do not, requests may not set one.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, max_model_len: int, eos_ids: tuple[int, ...], seed: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        vocab_size: int,
+        max_model_len: int,
+        eos_ids: tuple[int, ...],
+        seed: int,
+        by_priority: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._eos_ids = frozenset(eos_ids)
+        self._by_priority = by_priority
         self._random = random.Random(seed)
 
     def request(self, prompt: str | Sequences[int], params: SamplingParams, request_id: str | None) -> Request:
@@ -69,12 +80,20 @@ class InputProcessor:
                 field="min_tokens",
                 value=params.min_tokens,
             )
+        if params.priority and not self._by_priority:
+            raise InvalidRequestError(
+                f"priority {params.priority} has no meaning here, because requests are served in order of arrival: "
+                "leave it out, or serve with --scheduling-policy priority.",
+                field="priority",
+                value=params.priority,
+            )
         name = request_id if request_id is not None else f"request-{uuid.uuid4().hex}"
         metrics = RequestMetrics(arrival_time=time.monotonic())
         seed = params.seed if params.seed is not None else self._random.getrandbits(64)
         most = room if params.max_tokens is None else min(room, params.max_tokens)
-        sequences = tuple(
-            Sequence(
+        sequences: list[Sequence] = []
+        for index in range(params.n):
+            sequence = Sequence(
                 request_id=name,
                 index=index,
                 prompt_ids=ids,
@@ -84,11 +103,11 @@ class InputProcessor:
                 seed=stream_seed(seed, index),
                 max_tokens=len(ids) + most,
                 metrics=metrics,
+                leader=sequences[0] if sequences else None,
                 bad_words=bad_words,
             )
-            for index in range(params.n)
-        )
-        return Request(name, text, ids, sequences, metrics)
+            sequences.append(sequence)
+        return Request(name, text, ids, tuple(sequences), metrics)
 
     def _tokenize(self, prompt: str | Sequences[int]) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):

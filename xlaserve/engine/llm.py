@@ -93,6 +93,10 @@ class LLM:
         texts = [self.tokenizer.render_chat(conversation, **template_options) for conversation in several]
         return self.generate([self.tokenizer.encode(text, add_special_tokens=False) for text in texts], params)
 
+    def reset_prefix_cache(self) -> None:
+        """Compute every prompt anew from here on."""
+        self._core.reset_prefix_cache()
+
     def close(self) -> None:
         """Give back the device's memory. The object cannot be used afterwards."""
         del self._core, self._engine, self._processor

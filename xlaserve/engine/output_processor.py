@@ -114,7 +114,7 @@ class OutputProcessor:
             prompt_token_ids=request.prompt_ids,
             outputs=outputs,
             finished=finished,
-            num_cached_tokens=request.sequences[0].num_cached_tokens,
+            num_cached_tokens=request.sequences[0].num_cached_tokens or 0,
             metrics=request.metrics,
         )
 

@@ -51,6 +51,8 @@ class SamplingParams:
         include_stop_str_in_output: keep the matched stop string in the text.
         skip_special_tokens: leave special tokens out of the text.
         detokenize: make text at all; without it outputs carry token ids only, and `stop` is refused.
+        priority: place in line where the engine schedules by priority: lower ones first, equal ones in order of arrival.
+        cache_salt: computed prompts are shared only among requests with the same salt; None shares with all that have none.
 
     Raises:
         InvalidRequestError: a value has the wrong type or is out of range.
@@ -77,6 +79,8 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     detokenize: bool = True
+    priority: int = 0
+    cache_salt: str | None = None
 
     def __post_init__(self) -> None:
         _integer("n", self.n, 1, MAX_N)
@@ -105,6 +109,11 @@ class SamplingParams:
                 raise InvalidRequestError(
                     f"{name} must be true or false, got {getattr(self, name)!r}.", field=name, value=getattr(self, name)
                 )
+        _integer("priority", self.priority, -(2**63), 2**63 - 1)
+        if self.cache_salt is not None and (not isinstance(self.cache_salt, str) or not self.cache_salt):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidRequestError(
+                f"cache_salt must be a non-empty string, got {self.cache_salt!r}.", field="cache_salt", value=self.cache_salt
+            )
         stop = _texts("stop", self.stop)
         if len(stop) > MAX_STOP_STRINGS:
             raise InvalidRequestError(f"stop may hold at most {MAX_STOP_STRINGS} strings, got {len(stop)}.", field="stop", value=len(stop))

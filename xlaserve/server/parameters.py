@@ -26,6 +26,8 @@ _AS_GIVEN = (
     "logit_bias",
     "allowed_token_ids",
     "bad_words",
+    "priority",
+    "cache_salt",
 )
 
 
