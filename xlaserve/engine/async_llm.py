@@ -176,6 +176,10 @@ class AsyncLLM:
         finally:
             stream.abort()
 
+    def trace(self) -> dict[str, Any]:
+        """What the last iterations did, as an object in Chrome's trace event format, to be written as JSON."""
+        return self._engine.core.trace.chrome()
+
     def reset_prefix_cache(self) -> None:
         """Requests that are submitted from here on reuse nothing that was computed before.
 

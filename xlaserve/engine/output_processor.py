@@ -77,9 +77,10 @@ class OutputProcessor:
         stopped: list[tuple[Sequence, str]] = []
         for event in events:
             sequence = event.sequence
-            if sequence.request_id not in self._requests:
+            known = self._requests.get(sequence.request_id)
+            if known is None:
                 continue
-            completion = self._requests[sequence.request_id][1][sequence.index]
+            completion = known[1][sequence.index]
             # A name may be in use again while events of its last owner are still on their way.
             if completion.finished or completion.sequence is not sequence:
                 continue
@@ -96,7 +97,8 @@ class OutputProcessor:
 
     def _output(self, request_id: str, outputs: list[CompletionOutput]) -> RequestOutput:
         request, completions = self._requests[request_id]
-        finished = all(completion.finished for completion in completions)
+        ended = [output for output in outputs if output.finish_reason is not None]
+        finished = bool(ended) and all(completion.finished for completion in completions)
         if finished:
             del self._requests[request_id]
         return RequestOutput(
