@@ -71,6 +71,7 @@ class EngineCore:
         self._unread: list[tuple[Decision, list[jax.Array]]] = []
         self._counters = _Counters()
         self.trace = StepTrace()
+        self.progress = 0
         self._compiled_before = COMPILE_EVENTS.count
 
     @property
@@ -115,6 +116,7 @@ class EngineCore:
             arrived = time.perf_counter()
             self._process(before, rows, events)
             wait, process = arrived - dispatched, time.perf_counter() - arrived
+        self.progress += bool(decision is not None or events)
         if decision is not None:
             scheduler, steps = self._scheduler, (decision.generate, decision.context)
             graphs = tuple(step.bucket.name for step in steps if step is not None)
