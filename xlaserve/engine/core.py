@@ -196,8 +196,9 @@ class EngineCore:
         now, append = time.monotonic(), self._scheduler.append
         for (sequence, samples), token in zip(decision.sampled, tokens, strict=True):
             if samples and append(sequence, token):
-                if sequence.metrics.first_token_time is None:
-                    sequence.metrics.first_token_time = now
+                metrics = sequence.metrics
+                if metrics.first_token_time is None:
+                    metrics.first_token_time = now
                 events.append(TokenEvent(sequence, token, sequence.finish_reason, sequence.stop_reason))
         self._counters.generation_tokens += len(events)
 

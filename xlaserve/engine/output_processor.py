@@ -87,7 +87,11 @@ class OutputProcessor:
             output, stop = _advance(completion, event)
             if stop is not None:
                 stopped.append((sequence, stop))
-            moved.setdefault(sequence.request_id, []).append(output)
+            outputs = moved.get(sequence.request_id)
+            if outputs is None:
+                moved[sequence.request_id] = [output]
+            else:
+                outputs.append(output)
         return Processed([self._output(request_id, outputs) for request_id, outputs in moved.items()], stopped)
 
     def _completion(self, sequence: Sequence) -> _Completion:
@@ -97,19 +101,12 @@ class OutputProcessor:
 
     def _output(self, request_id: str, outputs: list[CompletionOutput]) -> RequestOutput:
         request, completions = self._requests[request_id]
-        ended = [output for output in outputs if output.finish_reason is not None]
-        finished = bool(ended) and all(completion.finished for completion in completions)
+        # The last output is of a completion that has not ended, in most steps.
+        finished = outputs[-1].finish_reason is not None and all(completion.finished for completion in completions)
         if finished:
             del self._requests[request_id]
-        return RequestOutput(
-            request_id=request_id,
-            prompt=request.prompt,
-            prompt_token_ids=request.prompt_ids,
-            outputs=outputs,
-            finished=finished,
-            num_cached_tokens=request.sequences[0].num_cached_tokens or 0,
-            metrics=request.metrics,
-        )
+        cached = request.sequences[0].num_cached_tokens or 0
+        return RequestOutput(request_id, request.prompt, request.prompt_ids, outputs, finished, cached, request.metrics)
 
 
 def _advance(completion: _Completion, event: TokenEvent) -> tuple[CompletionOutput, str | None]:
