@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import TINY_ENGINE
 from xlaserve import LLM, AsyncLLM, RequestOutput, SamplingParams
+from xlaserve.engine.core import EngineCore, TokenEvent
 from xlaserve.engine.output_stream import OutputStream
 from xlaserve.errors import EngineDeadError, InvalidRequestError, OverloadedError
 
@@ -278,5 +279,31 @@ def test_aborts_at_every_moment_leave_the_pool_whole(model: str) -> None:
             await asyncio.gather(*(one(i) for i in range(60)))
             await until(lambda: idle(llm))
             assert llm.stats().preemptions > 0
+
+    run(test())
+
+
+def test_an_engine_that_gets_nowhere_is_unhealthy_until_it_gets_on(
+    model: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with engine(model, stall_timeout=1) as llm:
+            held, go_on, step = threading.Event(), threading.Event(), EngineCore.step
+
+            def stuck(core: EngineCore) -> list[TokenEvent]:
+                held.set()
+                assert go_on.wait(60)
+                return step(core)
+
+            monkeypatch.setattr(EngineCore, "step", stuck)
+            stream = llm.submit(PROMPT, SamplingParams(max_tokens=5, ignore_eos=True))
+            await until(held.is_set)
+            assert llm.healthy
+            await until(lambda: not llm.healthy)
+            assert llm.stats().stalls == 1
+            assert "no progress" in caplog.text
+            go_on.set()
+            assert (await whole(stream))[2].finished
+            await until(lambda: llm.healthy)
 
     run(test())

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from collections.abc import Sequence as Sequences
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xlaserve.engine.build import Engine, build
@@ -20,6 +21,7 @@ from xlaserve.engine.output_processor import OutputProcessor, Request
 from xlaserve.engine.output_stream import OutputStream
 from xlaserve.engine.outputs import EngineStats, FinishReason, RequestOutput
 from xlaserve.engine.sequence import Sequence
+from xlaserve.engine.watchdog import Watchdog
 from xlaserve.errors import EngineDeadError, InvalidRequestError, OverloadedError
 from xlaserve.models.tokenizer import Tokenizer
 from xlaserve.sampling.params import SamplingParams
@@ -77,6 +79,10 @@ class AsyncLLM:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         self._thread.start()
+        self._watchdog = Watchdog(config.stall_timeout)
+        self._closed = threading.Event()
+        interval = min(5.0, config.stall_timeout / 4)
+        threading.Thread(target=self._watch, args=(interval,), name="watchdog", daemon=True).start()
 
     @property
     def model_name(self) -> str:
@@ -112,8 +118,8 @@ class AsyncLLM:
 
     @property
     def healthy(self) -> bool:
-        """Whether requests can be served."""
-        return self._error is None and not self._closing
+        """Whether requests can be served: it has not stopped, and it gets on with its work."""
+        return self._error is None and not self._closing and not self._watchdog.stalled
 
     @property
     def errored(self) -> BaseException | None:
@@ -122,7 +128,7 @@ class AsyncLLM:
 
     def stats(self) -> EngineStats:
         """Counters and gauges of the engine; may be called from any thread."""
-        return self._engine.core.stats()
+        return replace(self._engine.core.stats(), stalls=self._watchdog.stalls)
 
     def submit(self, prompt: str | Sequences[int], params: SamplingParams, *, request_id: str | None = None) -> OutputStream:
         """Start a request.
@@ -176,6 +182,10 @@ class AsyncLLM:
         finally:
             stream.abort()
 
+    def trace(self) -> dict[str, Any]:
+        """What the last iterations did, as an object in Chrome's trace event format, to be written as JSON."""
+        return self._engine.core.trace.chrome()
+
     def reset_prefix_cache(self) -> None:
         """Requests that are submitted from here on reuse nothing that was computed before.
 
@@ -189,6 +199,7 @@ class AsyncLLM:
         """Abort what runs, stop the engine's thread and give back the device's memory. May be called again."""
         with self._wake:
             self._closing = True
+            self._closed.set()
             self._wake.notify()
         await asyncio.to_thread(self._thread.join)
         for stream in list(self._streams.values()):
@@ -269,6 +280,23 @@ class AsyncLLM:
             self._loop.call_soon_threadsafe(call)
         except RuntimeError:
             log.debug("The event loop is closed; outputs are dropped")
+
+    # What follows runs in the watchdog's thread.
+
+    def _watch(self, interval: float) -> None:
+        core = self._engine.core
+        while not self._closed.wait(interval):
+            has_work = core.has_work or bool(self._inbox)
+            if self._error is None and self._watchdog.look(time.monotonic(), has_work=has_work, progress=core.progress):
+                stats = core.stats()
+                log.error(
+                    "The engine has made no progress for too long: %d running, %d waiting, %d of %d KV blocks free, after %d iterations",
+                    stats.num_running,
+                    stats.num_waiting,
+                    stats.num_free_blocks,
+                    stats.num_blocks,
+                    stats.steps,
+                )
 
     # What follows runs on the event loop's thread.
 

@@ -93,6 +93,10 @@ class LLM:
         texts = [self.tokenizer.render_chat(conversation, **template_options) for conversation in several]
         return self.generate([self.tokenizer.encode(text, add_special_tokens=False) for text in texts], params)
 
+    def trace(self) -> dict[str, Any]:
+        """What the last iterations did, as an object in Chrome's trace event format, to be written as JSON."""
+        return self._core.trace.chrome()
+
     def reset_prefix_cache(self) -> None:
         """Compute every prompt anew from here on."""
         self._core.reset_prefix_cache()

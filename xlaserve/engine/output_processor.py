@@ -79,9 +79,10 @@ class OutputProcessor:
         stopped: list[tuple[Sequence, str]] = []
         for event in events:
             sequence = event.sequence
-            if sequence.request_id not in self._requests:
+            known = self._requests.get(sequence.request_id)
+            if known is None:
                 continue
-            completion = self._requests[sequence.request_id][1][sequence.index]
+            completion = known[1][sequence.index]
             # A name may be in use again while events of its last owner are still on their way.
             if completion.finished or completion.sequence is not sequence:
                 continue
@@ -92,7 +93,11 @@ class OutputProcessor:
                 output.cumulative_logprob = completion.cumulative_logprob
             if stop is not None:
                 stopped.append((sequence, stop))
-            moved.setdefault(sequence.request_id, []).append(output)
+            outputs = moved.get(sequence.request_id)
+            if outputs is None:
+                moved[sequence.request_id] = [output]
+            else:
+                outputs.append(output)
         return Processed([self._output(request_id, outputs) for request_id, outputs in moved.items()], stopped)
 
     def _logprobs(self, scores: Iterable[TokenScore]) -> dict[int, Logprob]:
@@ -105,18 +110,12 @@ class OutputProcessor:
 
     def _output(self, request_id: str, outputs: list[CompletionOutput]) -> RequestOutput:
         request, completions = self._requests[request_id]
-        finished = all(completion.finished for completion in completions)
+        # The last output is of a completion that has not ended, in most steps.
+        finished = outputs[-1].finish_reason is not None and all(completion.finished for completion in completions)
         if finished:
             del self._requests[request_id]
-        return RequestOutput(
-            request_id=request_id,
-            prompt=request.prompt,
-            prompt_token_ids=request.prompt_ids,
-            outputs=outputs,
-            finished=finished,
-            num_cached_tokens=request.sequences[0].num_cached_tokens or 0,
-            metrics=request.metrics,
-        )
+        cached = request.sequences[0].num_cached_tokens or 0
+        return RequestOutput(request_id, request.prompt, request.prompt_ids, outputs, finished, cached, request.metrics)
 
 
 def _advance(completion: _Completion, event: TokenEvent) -> tuple[CompletionOutput, str | None]:

@@ -74,7 +74,7 @@ class Sequence:
     @property
     def num_tokens(self) -> int:
         """All tokens, those that the host has not read yet included."""
-        return self.num_known + self.in_flight
+        return len(self.prompt_ids) + len(self.output_ids) + self.in_flight
 
     @property
     def num_drawn(self) -> int:
