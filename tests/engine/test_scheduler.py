@@ -55,6 +55,7 @@ class Simulation:
     def __post_init__(self) -> None:
         s = self.sizes
         self.rng = random.Random(self.seed)
+        self.by_key: dict[int, Sequence] = {}
         self.pool = BlockPool(s.num_blocks, s.block)
         ladder = make_ladder(
             max_model_len=s.max_model_len,
@@ -95,6 +96,7 @@ class Simulation:
         self.alive[sequence] = expected_tokens(prompt, seed=seed, count=most, stop_ids=stop, min_tokens=least)
         self.arrived.append(sequence)
         self.progress[sequence] = self.steps
+        self.by_key[sequence.key] = sequence
         self.core.add(sequence)
         return sequence
 
@@ -107,7 +109,7 @@ class Simulation:
         self.steps += 1
         before = {sequence: len(sequence.output_ids) for sequence in self.alive}
         for event in self.core.step():
-            sequence = event.sequence
+            sequence = self.by_key[event.key]
             assert sequence in self.alive, "an event of a sequence that has ended"
             wanted = self.alive[sequence]
             before[sequence] += 1

@@ -7,34 +7,18 @@ Everything that reaches it has been validated; it belongs to one thread.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import jax
 
 from xlaserve.buckets.compile_events import COMPILE_EVENTS
 from xlaserve.engine.batch import BatchBuilder
+from xlaserve.engine.messages import TokenEvent
 from xlaserve.engine.outputs import EngineStats, FinishReason
 from xlaserve.engine.runner import Runner, read
 from xlaserve.engine.scheduler import Decision, Scheduler
 from xlaserve.engine.sequence import Sequence
 from xlaserve.paged.block_pool import BlockPool
-
-
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
-    """One step of one sequence, for whoever makes text of it.
-
-    Args:
-        sequence: the sequence; only its identity and metrics may be read outside the engine's thread.
-        token: the new token, None where there is none.
-        finish_reason: set on the sequence's last event.
-        stop_reason: the stop id that ended it, if one did.
-    """
-
-    sequence: Sequence
-    token: int | None
-    finish_reason: FinishReason | None
-    stop_reason: int | str | None
 
 
 class EngineCore:
@@ -126,9 +110,17 @@ class EngineCore:
             if samples and self._scheduler.append(sequence, token):
                 if sequence.metrics.first_token_time is None:
                     sequence.metrics.first_token_time = now
-                events.append(TokenEvent(sequence, token, sequence.finish_reason, sequence.stop_reason))
+                events.append(_event(sequence, token))
         self._stats = replace(self._stats, generation_tokens=self._stats.generation_tokens + len(events))
         return events
+
+
+def _event(sequence: Sequence, token: int) -> TokenEvent:
+    """What the user's side is told about a new token; timing goes with the first and the last of a sequence."""
+    reason = sequence.finish_reason
+    if reason is None and len(sequence.output_ids) > 1:
+        return TokenEvent(sequence.key, token)
+    return TokenEvent(sequence.key, token, reason, sequence.stop_reason, replace(sequence.metrics), sequence.num_cached_tokens)
 
 
 def _rows(decision: Decision) -> list[int]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import count
 
 from xlaserve.engine.outputs import FinishReason, RequestMetrics
 from xlaserve.sampling.params import SamplingParams
+
+_KEYS = count()
 
 
 class Status(Enum):
@@ -35,6 +38,7 @@ class Sequence:
         seed: 64-bit key of its random stream.
         max_tokens: prompt and output tokens at which it ends.
         metrics: timing, shared by the request's completions.
+        key: what the user's side and the engine call it; never given twice in a process.
     """
 
     request_id: str
@@ -46,6 +50,7 @@ class Sequence:
     seed: int
     max_tokens: int
     metrics: RequestMetrics
+    key: int = field(default_factory=_KEYS.__next__)
     status: Status = Status.WAITING
     output_ids: list[int] = field(default_factory=list[int])
     in_flight: int = 0  # sampled on the device, not read yet

@@ -1,0 +1,173 @@
+"""The user's side of an engine, on one event loop: validate, tokenize, submit; detokenize, find stop strings, stream. No JAX."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from collections.abc import Sequence as Sequences
+
+from xlaserve.engine.connection import Connection
+from xlaserve.engine.input_processor import InputProcessor
+from xlaserve.engine.messages import EngineInfo, Finish, TokenEvent
+from xlaserve.engine.output_processor import OutputProcessor
+from xlaserve.engine.output_stream import OutputStream
+from xlaserve.engine.outputs import EngineStats, RequestOutput
+from xlaserve.engine.request import Request
+from xlaserve.errors import EngineDeadError, InvalidRequestError, OverloadedError, XlaserveError
+from xlaserve.models.tokenizer import Tokenizer
+from xlaserve.sampling.params import SamplingParams
+
+
+class FrontEnd:
+    """A model that serves many requests at once. `submit` and `generate` belong to one event loop.
+
+    Args:
+        connection: to the engine, which is ready.
+        info: about it.
+        tokenizer: of its model.
+        seed: start of the random streams of requests without a seed of their own.
+        max_queued_requests: waiting sequences beyond which requests are turned away.
+    """
+
+    def __init__(self, connection: Connection, info: EngineInfo, tokenizer: Tokenizer, *, seed: int, max_queued_requests: int) -> None:
+        self._connection = connection
+        self._info = info
+        self._tokenizer = tokenizer
+        self._max_queued = max_queued_requests
+        self._inputs = InputProcessor(
+            tokenizer, vocab_size=info.vocab_size, max_model_len=info.max_model_len, eos_ids=info.eos_ids, seed=seed
+        )
+        self._processor = OutputProcessor(tokenizer)
+        self._streams: dict[str, OutputStream] = {}
+        self._closing = False
+        self._error: XlaserveError | None = None
+        self._failed = asyncio.Event()
+        connection.listen(self._deliver, self._fail)
+
+    @property
+    def model_name(self) -> str:
+        """What requests call the model."""
+        return self._info.model_name
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._tokenizer
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest sequence in tokens, prompt and output together."""
+        return self._info.max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that the model has embeddings for."""
+        return self._info.vocab_size
+
+    @property
+    def plan(self) -> str:
+        """Model, platform, memory and graphs, several lines for a person."""
+        return self._info.plan
+
+    @property
+    def default_sampling(self) -> dict[str, float | int]:
+        """Sampling parameters that the model's authors recommend, from its generation_config.json."""
+        return self._info.default_sampling
+
+    @property
+    def healthy(self) -> bool:
+        """Whether requests can be served."""
+        return self._error is None and not self._closing
+
+    @property
+    def errored(self) -> BaseException | None:
+        """What stopped the engine, if something did."""
+        return self._error
+
+    async def wait_failed(self) -> None:
+        """Return when the engine has stopped after an error, which `errored` then tells."""
+        await self._failed.wait()
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges of the engine; may be called from any thread."""
+        return self._connection.stats()
+
+    def submit(self, prompt: str | Sequences[int], params: SamplingParams, *, request_id: str | None = None) -> OutputStream:
+        """Start a request.
+
+        Args:
+            prompt: text, or token ids.
+            params: how to sample.
+            request_id: a name for it, unique among requests under way; None makes one.
+
+        Returns:
+            Its increments, to be iterated over.
+
+        Raises:
+            InvalidRequestError: the prompt or a parameter is not acceptable.
+            OverloadedError: too many requests are waiting.
+            EngineDeadError: the engine has stopped.
+        """
+        if self._error is not None:
+            raise EngineDeadError(str(self._error)) from self._error
+        if self._closing:
+            raise EngineDeadError("The engine has been closed.")
+        if request_id in self._streams:
+            raise InvalidRequestError(
+                f"request_id {request_id!r} is in use by a request that has not ended.", field="request_id", value=request_id
+            )
+        waiting = self._connection.num_waiting
+        if waiting + params.n > self._max_queued:
+            raise OverloadedError(
+                f"{waiting} sequences are waiting, and the queue holds {self._max_queued} (--max-queued-requests). Try again later."
+            )
+        request = self._inputs.request(prompt, params, request_id)
+        stream = OutputStream(request.request_id, request.prompt_ids, lambda: self._abort(request))
+        self._connection.add(request)
+        self._processor.add(request)
+        self._streams[request.request_id] = stream
+        return stream
+
+    async def generate(
+        self, prompt: str | Sequences[int], params: SamplingParams, *, request_id: str | None = None
+    ) -> AsyncIterator[RequestOutput]:
+        """Complete a prompt; leaving the iteration early aborts the request. Arguments and errors are those of `submit`."""
+        stream = self.submit(prompt, params, request_id=request_id)
+        try:
+            async for output in stream:
+                yield output
+        finally:
+            stream.abort()
+
+    async def close(self) -> None:
+        """Abort what runs, and end the engine. May be called again."""
+        self._closing = True
+        await self._connection.close()
+        for stream in list(self._streams.values()):
+            stream.abort()
+
+    def _abort(self, request: Request) -> None:
+        """End a request that nobody reads any more."""
+        if self._streams.pop(request.request_id, None) is None:
+            return
+        self._processor.remove(request.request_id)
+        for sequence in request.sequences:
+            self._connection.finish(Finish(sequence.key, "abort"))
+
+    def _deliver(self, events: list[TokenEvent]) -> None:
+        processed = self._processor.process(events)
+        for finish in processed.finishes:
+            self._connection.finish(finish)
+        for output in processed.outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is not None:
+                stream.put(output)
+                if output.finished:
+                    del self._streams[output.request_id]
+
+    def _fail(self, error: XlaserveError) -> None:
+        self._error = error
+        self._failed.set()
+        for stream in self._streams.values():
+            stream.fail(EngineDeadError(str(error)))
+        self._streams.clear()
