@@ -126,9 +126,10 @@ def test_a_killed_server_takes_its_engine_with_it(model: Path) -> None:
     with serving(model) as served:
         served.read_until_ready()
         engine = served.engine
-        with pytest.raises(httpx.HTTPError), streaming(served) as lines:
+        with streaming(served) as lines:
             served.process.kill()
-            list(lines)
+            with pytest.raises(httpx.HTTPError):
+                list(lines)
         assert_gone(engine)
 
 
@@ -142,7 +143,7 @@ def test_ctrl_c_goes_to_the_whole_group(model: Path) -> None:
         served.client.close()
         code, _, errors = served.ended()
         assert code == 0
-        assert errors.rstrip().endswith("xlaserve: stopping; send the signal again to stop at once") or "stopping" in errors
+        assert "stopping" in errors
         assert "Traceback" not in errors
         assert "KeyboardInterrupt" not in errors
         assert_gone(engine)
@@ -164,13 +165,14 @@ def test_sigterm_lets_streams_finish_in_their_time_and_a_second_one_does_not(mod
         served.read_until_ready()
         engine = served.engine
         os.kill(engine, signal.SIGSTOP)  # so that nothing finishes
-        with pytest.raises(httpx.HTTPError), served.client.stream("POST", COMPLETIONS, json=LONG) as response:
+        with served.client.stream("POST", COMPLETIONS, json=LONG) as response:
             assert served.process.stderr is not None
             served.process.send_signal(signal.SIGTERM)
             while "stopping" not in served.process.stderr.readline():
                 pass
             served.process.send_signal(signal.SIGTERM)
-            response.read()
+            with pytest.raises(httpx.HTTPError):
+                response.read()
         assert served.ended()[0] == 128 + signal.SIGTERM
         assert_gone(engine)
 

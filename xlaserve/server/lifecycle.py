@@ -128,6 +128,8 @@ class _Life:
                 self._on_ready(engine)
                 await asyncio.wait({stopped, serving, failed}, return_when=asyncio.FIRST_COMPLETED)
                 if failed.done():
+                    # Nothing is left to be finished, so no client is waited for as if there were.
+                    config.timeout_graceful_shutdown = LAST_WRITES_SECONDS
                     await asyncio.wait({stopped, serving}, timeout=LAST_ANSWERS_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._state.stop()
@@ -136,7 +138,8 @@ class _Life:
                 starting.cancel()
                 await asyncio.wait({starting})
             else:
-                await self._drain()
+                if engine.errored is None:
+                    await self._drain()
                 await engine.close()
             await serving
             for task in (stopped, failed):
