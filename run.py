@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.request
@@ -69,18 +70,16 @@ def prepare(requirement: str) -> None:
 
 
 def bootstrap_pip() -> None:
-    """Install pip from its own wheel, found through the index's JSON listing."""
-    index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/")
-    request = urllib.request.Request(f"{index}/pip/", headers={"Accept": "application/vnd.pypi.simple.v1+json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        files = [file for file in json.load(answer)["files"] if file["filename"].endswith("-py3-none-any.whl") and not file.get("yanked")]
-    newest = max(files, key=lambda file: [int(part) if part.isdigit() else -1 for part in file["filename"].split("-")[1].split(".")])
-    wheel = VENV / newest["filename"]
-    with urllib.request.urlopen(urljoin(request.full_url, newest["url"]), timeout=60) as answer:
+    """Install pip from its own wheel, found through the index's page of links (PEP 503)."""
+    page = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/") + "/pip/"
+    with urllib.request.urlopen(page, timeout=60) as answer:
+        links = re.findall(r'href="([^"]*/pip-([0-9.]+)-py3-none-any\.whl(?:#sha256=([0-9a-f]+))?)"', answer.read().decode())
+    link, version, sha256 = max(links, key=lambda link: [int(part) for part in link[1].split(".")])
+    wheel = VENV / f"pip-{version}-py3-none-any.whl"
+    with urllib.request.urlopen(urljoin(page, link), timeout=60) as answer:
         wheel.write_bytes(answer.read())
-    expected = newest.get("hashes", {}).get("sha256")
-    if expected and hashlib.sha256(wheel.read_bytes()).hexdigest() != expected:
-        raise SystemExit(f"{newest['filename']} is not what the index says it is (sha256 differs)")
+    if sha256 and hashlib.sha256(wheel.read_bytes()).hexdigest() != sha256:
+        raise SystemExit(f"{wheel.name} is not what the index says it is (sha256 differs)")
     subprocess.run([PYTHON, f"{wheel}/pip", "install", "--quiet", "--no-index", str(wheel)], check=True)
     wheel.unlink()
 

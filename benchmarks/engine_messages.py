@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5000)
     parser.add_argument("--way", choices=("socket", "zmq"), nargs="+", default=["socket"])
     args = parser.parse_args()
-    step = Step([TokenEvent(1_000_000 + i, 20_000 + i) for i in range(args.sequences)], 3, 1_000_000, None)
+    step = Step([TokenEvent(1_000_000 + i, 20_000 + i) for i in range(args.sequences)], 3, 700, 1_000_000, 9_000_000, None)
     for way in args.way:
         seconds = (over_socket if way == "socket" else over_zmq)(step, args.rounds)
         worst = statistics.quantiles(seconds, n=100)[98]

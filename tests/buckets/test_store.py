@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -151,10 +152,10 @@ def test_any_changed_byte_is_noticed(tmp_path: Path) -> None:
     whole = path_of(store).read_bytes()
     for at in range(len(whole)):
         path_of(store).write_bytes(whole[:at] + bytes([whole[at] ^ 0x21]) + whole[at + 1 :])
-        try:
-            assert store.load(GRAPH) == b"machine\ncode"
-        except ArtifactError as error:
-            assert str(path_of(store)) in str(error)
+        found: bytes | None = None
+        with contextlib.suppress(ArtifactError):
+            found = store.load(GRAPH)
+        assert found in (None, b"machine\ncode"), at
 
 
 def test_content_may_hold_any_bytes(tmp_path: Path) -> None:

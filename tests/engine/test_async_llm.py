@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import TINY_ENGINE
 from xlaserve import LLM, AsyncLLM, RequestOutput, SamplingParams
+from xlaserve.engine.output_stream import OutputStream
 from xlaserve.errors import EngineDeadError, InvalidRequestError, OverloadedError
 
 Tiny = Callable[[str], Path]
@@ -48,6 +49,15 @@ async def until(condition: Callable[[], bool]) -> None:
 def idle(llm: AsyncLLM) -> bool:
     stats = llm.stats()
     return (stats.num_running, stats.num_waiting, stats.num_free_blocks) == (0, 0, stats.num_blocks)
+
+
+async def fill(llm: AsyncLLM) -> list[OutputStream]:
+    """Give every slot of the engine a long request."""
+    streams: list[OutputStream] = []
+    for count in range(TINY_ENGINE["max_num_seqs"]):
+        streams.append(llm.submit(PROMPT, LONG))
+        await until(lambda count=count: llm.stats().num_running > count)
+    return streams
 
 
 async def whole(stream: AsyncIterator[RequestOutput]) -> tuple[str, list[int], RequestOutput]:
@@ -137,8 +147,8 @@ def test_abort_frees_the_blocks(way: str, model: str) -> None:
     async def test() -> None:
         async with engine(model) as llm:
             await ways[way](llm)
-            await until(lambda: idle(llm))
-            assert llm.stats().finished.get("abort") == 1
+            await until(lambda: llm.stats().finished.get("abort") == 1)
+            assert idle(llm)
             assert (await whole(llm.generate(PROMPT, LONG)))[2].outputs[0].finish_reason == "length"
 
     run(test())
@@ -174,12 +184,33 @@ def test_a_name_can_be_used_again_at_once(model: str) -> None:
 def test_a_full_queue_turns_requests_away(model: str) -> None:
     async def test() -> None:
         async with engine(model, max_queued_requests=4) as llm:
-            streams = [llm.submit(PROMPT, LONG) for _ in range(4)]
-            with pytest.raises(OverloadedError, match="queue holds 4"):
+            with pytest.raises(InvalidRequestError, match="n is 5, and the queue holds 4"):
+                llm.submit(PROMPT, SamplingParams(n=5))
+            streams = await fill(llm)
+            streams += [llm.submit(PROMPT, LONG) for _ in range(4)]
+            with pytest.raises(OverloadedError, match="4 sequences are waiting, and the queue holds 4"):
                 llm.submit(PROMPT, LONG)
             for stream in streams:
                 stream.abort()
-            await until(lambda: llm.stats().finished.get("abort") == 4)
+            await until(lambda: llm.stats().finished.get("abort") == 12)
+            assert (await whole(llm.generate(PROMPT, LONG)))[2].finished
+
+    run(test())
+
+
+def test_a_queue_full_of_tokens_turns_requests_away(model: str) -> None:
+    async def test() -> None:
+        async with engine(model, max_queued_tokens=10) as llm:
+            with pytest.raises(InvalidRequestError, match="prompt has 11 tokens, and the queue holds 10"):
+                llm.submit([5] * 11, LONG)
+            streams = await fill(llm)
+            streams += [llm.submit(PROMPT, LONG) for _ in range(3)]
+            with pytest.raises(OverloadedError, match="9 tokens are waiting, the request has 3, and the queue holds 10"):
+                llm.submit(PROMPT, LONG)
+            streams.append(llm.submit([5], LONG))
+            for stream in streams:
+                stream.abort()
+            await until(lambda: llm.stats().finished.get("abort") == 12)
             assert (await whole(llm.generate(PROMPT, LONG)))[2].finished
 
     run(test())

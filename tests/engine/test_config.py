@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.tooling.properties import examples
 from xlaserve.buckets.ladder import make_ladder
 from xlaserve.engine.config import EngineConfig, Limits, settle, settle_dtype
+from xlaserve.engine.seating import slot_bytes
 from xlaserve.errors import ConfigError
 from xlaserve.models.config import LayerAttention, ModelConfig, Rope
 from xlaserve.platforms.platform import Platform
@@ -68,7 +69,7 @@ def test_defaults_come_from_model_and_platform() -> None:
 
 
 def test_memory_bounds_blocks_and_length() -> None:
-    budget = 100 * 16 * TOKEN_BYTES
+    budget = 100 * 16 * TOKEN_BYTES + slot_bytes(PLATFORM.max_num_seqs, MODEL.vocab_size)
     tight = replace(PLATFORM, budget=budget + 16 * TOKEN_BYTES - 1)
     assert limits(tight).num_blocks == 101
     assert limits(tight).max_model_len == 1600
@@ -115,6 +116,7 @@ def test_sizes_that_do_not_fit_each_other(options: dict[str, Any], message: str)
         "num_blocks",
         "compile_threads",
         "max_queued_requests",
+        "max_queued_tokens",
         "seed",
     ],
 )
@@ -133,6 +135,8 @@ def test_values_of_the_wrong_kind_are_named(field: str, value: object) -> None:
         ({"block_size": 0}, "got 0"),
         ({"num_blocks": 1}, "at least 2.* got 1"),
         ({"max_queued_requests": None}, "max_queued_requests must be .*None"),
+        ({"scheduling_policy": "sjf"}, "scheduling_policy must be fcfs or priority, got 'sjf'"),
+        ({"enable_prefix_caching": "no"}, "enable_prefix_caching must be true or false, got .no."),
     ],
 )
 def test_values_out_of_range_are_named(options: dict[str, Any], message: str) -> None:

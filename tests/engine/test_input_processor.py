@@ -121,3 +121,11 @@ def test_names_and_streams_are_made_where_none_are_given(tokenizer: Tokenizer) -
     again, other = processor(tokenizer), processor(tokenizer, seed=1)
     assert again.request([5], SamplingParams(), None).sequences[0].seed == requests[0].sequences[0].seed
     assert other.request([5], SamplingParams(), None).sequences[0].seed != requests[0].sequences[0].seed
+
+
+def test_priorities_need_a_policy_that_heeds_them(tokenizer: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=r"priority -1 has no meaning here.*--scheduling-policy priority") as error:
+        processor(tokenizer).request([5], SamplingParams(priority=-1), None)
+    assert error.value.field == "priority"
+    heeding = InputProcessor(tokenizer, vocab_size=512, max_model_len=LIMIT, eos_ids=(1, 3), seed=0, by_priority=True)
+    assert heeding.request([5], SamplingParams(priority=-1), None).sequences[0].params.priority == -1

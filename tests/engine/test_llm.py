@@ -38,7 +38,7 @@ def assert_idle(llm: LLM) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_equals_transformers(family: str, tiny_model: Tiny) -> None:
     golden = load_tiny(family)
-    with LLM(str(tiny_model(family)), max_model_len=256, max_num_seqs=4, max_num_batched_tokens=64, num_blocks=65) as llm:
+    with LLM(str(tiny_model(family)), max_model_len=256, max_num_seqs=2, max_num_batched_tokens=32, num_blocks=33) as llm:
         outputs = llm.generate([list(case.prompt) for case in golden.cases], greedy(len(golden.cases[0].greedy.tokens)))
         assert [output.outputs[0].token_ids for output in outputs] == [list(case.greedy.tokens) for case in golden.cases]
 
@@ -202,7 +202,7 @@ def test_bad_requests_name_field_and_limit(prompt: object, params: dict[str, obj
 def test_two_hundred_random_requests_compile_nothing_and_waste_little(tiny_model: Tiny) -> None:
     """The mixed workload: 200 requests of random length, sampling and end, on an engine with pressure on its blocks."""
     rng = random.Random(1)
-    with LLM(str(tiny_model("llama3")), max_model_len=512, max_num_seqs=8, max_num_batched_tokens=128, num_blocks=161) as llm:
+    with LLM(str(tiny_model("llama3")), max_model_len=512, max_num_seqs=8, max_num_batched_tokens=128, num_blocks=81) as llm:
         crowd = [[rng.randrange(4, 500) for _ in range(rng.randint(40, 440))] for _ in range(200)]
         params = [
             SamplingParams(

@@ -19,6 +19,7 @@ from xlaserve.engine.messages import (
     FromEngine,
     Progress,
     Ready,
+    ResetPrefixCache,
     Start,
     Step,
     ToEngine,
@@ -28,20 +29,23 @@ from xlaserve.engine.outputs import EngineStats, RequestMetrics
 from xlaserve.engine.sequence import Sequence
 from xlaserve.errors import CheckpointError, ConfigError, EngineDeadError, UnsupportedModelError
 from xlaserve.sampling.params import SamplingParams
+from xlaserve.sampling.scores import TokenScore
 
 METRICS = RequestMetrics(1.0, 2.0, None, None, 3)
+SCORES = [TokenScore(5, -0.25, 1), TokenScore(6, -1e30, 512)]
 STATS = EngineStats(num_running=2, num_blocks=9, finished={"stop": 4})
 TO_ENGINE: list[Any] = [
     Start(EngineConfig(model="m", max_model_len=64, dtype="bfloat16"), 20, None),
     Start(EngineConfig(), 10, "/a:/b"),
     Finish(2**40, "stop", "日本"),
     Finish(0, "abort"),
+    ResetPrefixCache(),
 ]
 FROM_ENGINE: list[Any] = [
     Progress("a line — with 🎈"),
     Ready(EngineInfo("name", "/models/m", 64, 512, (1, 2), {"temperature": 0.6, "top_k": 5}, "a\nplan")),
-    Step([TokenEvent(1, 5), TokenEvent(2, None, "error"), TokenEvent(3, 7, "stop", 7, METRICS, 48)], 3, 70, STATS),
-    Step([], 0, 0, None),
+    Step([TokenEvent(1, 5), TokenEvent(2, None, "error"), TokenEvent(3, 7, "stop", 7, SCORES, METRICS, 48)], 3, 4, 70, 80, STATS),
+    Step([], 0, 0, 0, 0, None),
     Failed("ConfigError", "no"),
 ]
 
@@ -79,6 +83,7 @@ def test_messages_arrive_as_they_were_sent_in_any_pieces(kind: Any, messages: li
             "stop_token_ids": [4],
         },
         {"max_tokens": None, "min_tokens": 20, "ignore_eos": True, "detokenize": False},
+        {"logit_bias": {5: -100, 6: 0.5}, "allowed_token_ids": [5, 6, 7], "logprobs": 3, "cache_salt": "salt", "repetition_penalty": 1.5},
         {"max_tokens": 20, "min_tokens": 20, "include_stop_str_in_output": True, "skip_special_tokens": False},
     ],
 )
@@ -88,9 +93,10 @@ def test_a_request_arrives_whole(params: dict[str, Any]) -> None:
     (message,) = received(ToEngine, FrameWriter().frame(Add.of(request)))
     there = message.sequences()
     assert [sequence.key for sequence in there] == request.keys
-    names = [name for name in Sequence.__dataclass_fields__ if name != "params"]
+    names = [name for name in Sequence.__dataclass_fields__ if name not in ("params", "leader")]
     for ours, theirs in zip(request.sequences, there, strict=True):
         assert [getattr(theirs, name) for name in names] == [getattr(ours, name) for name in names]
+        assert theirs.leader is (None if theirs.index == 0 else there[0])
         assert theirs.prompt_ids is there[0].prompt_ids
         assert theirs.metrics is there[0].metrics
         for name in SamplingParams.__dataclass_fields__:

@@ -200,7 +200,7 @@ def test_timing_and_cached_tokens_come_with_the_events_that_carry_them(harness: 
     assert (output.metrics, output.num_cached_tokens) == (first, 0)
     (output,) = process([TokenEvent(a.key, 9, metrics=first, num_cached_tokens=32), TokenEvent(a.key, 9)]).outputs
     assert (output.metrics, output.num_cached_tokens) == (first, 32)
-    (output,) = process([TokenEvent(key, 9, "length", None, last, 32) for key in request.keys]).outputs
+    (output,) = process([TokenEvent(key, 9, "length", metrics=last, num_cached_tokens=32) for key in request.keys]).outputs
     assert (output.metrics, output.num_cached_tokens, output.finished) == (last, 32, True)
 
 

@@ -14,7 +14,7 @@ from xlaserve.paged.block_tables import BlockTables
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Random use of a pool beside a dict of reference counts."""
+    """Random use of a pool beside a dict of reference counts, and a dict of what can be found, longest unused first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,6 +22,8 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = BlockPool(self.num_blocks, 16)
         self.counts: dict[int, int] = {}
         self.held: list[list[int]] = []
+        self.published: dict[bytes, int] = {}
+        self.idle: list[int] = []
 
     @rule(count=st.integers(0, 10))
     def allocate(self, count: int) -> None:
@@ -35,6 +37,11 @@ class PoolMachine(RuleBasedStateMachine):
         assert NULL_BLOCK not in blocks
         assert not set(blocks) & set(self.counts), "a block was given out twice"
         assert all(0 < block < self.num_blocks for block in blocks)
+        blank = free - len(self.idle)
+        evicted, self.idle = self.idle[: max(0, count - blank)], self.idle[max(0, count - blank) :]
+        assert set(blocks) & set(evicted) == set(evicted), "the longest unused are evicted, and only when nothing else is free"
+        assert not set(blocks) & set(self.idle)
+        self.published = {digest: block for digest, block in self.published.items() if block not in evicted}
         self.counts.update(dict.fromkeys(blocks, 1))
         self.held.append(blocks)
 
@@ -56,20 +63,55 @@ class PoolMachine(RuleBasedStateMachine):
             self.counts[block] -= 1
             if not self.counts[block]:
                 del self.counts[block]
+                if block in self.published.values():
+                    self.idle.append(block)
+
+    @precondition(lambda self: self.counts)
+    @rule(data=st.data(), digest=st.binary(min_size=1, max_size=1))
+    def publish(self, data: st.DataObject, digest: bytes) -> None:
+        block = data.draw(st.sampled_from(sorted(self.counts)))
+        if block in self.published.values():
+            with pytest.raises(ValueError, match=f"block {block} has been published"):
+                self.pool.publish(block, digest)
+        else:
+            self.pool.publish(block, digest)
+            self.published.setdefault(digest, block)
+
+    @precondition(lambda self: self.published)
+    @rule(data=st.data())
+    def find_and_share(self, data: st.DataObject) -> None:
+        digests = data.draw(st.lists(st.sampled_from(sorted(self.published)), unique=True))
+        blocks = self.pool.find([*digests, b"unknown", *digests])
+        assert blocks == [self.published[digest] for digest in digests]
+        assert self.pool.num_idle(blocks) == len(set(blocks) & set(self.idle))
+        self.pool.share(blocks)
+        for block in blocks:
+            self.counts[block] = self.counts.get(block, 0) + 1
+        self.idle = [block for block in self.idle if block not in blocks]
+        self.held.append(blocks)
+
+    @rule()
+    def forget(self) -> None:
+        self.pool.forget()
+        self.published, self.idle = {}, []
 
     @rule(data=st.data())
     def misuse(self, data: st.DataObject) -> None:
         """Releasing or sharing what nobody holds is refused and changes nothing."""
-        block = data.draw(st.sampled_from([b for b in range(self.num_blocks) if b not in self.counts]))
+        block = data.draw(st.sampled_from([b for b in range(self.num_blocks) if b not in self.counts and b not in self.idle]))
         with pytest.raises(ValueError, match=f"block {block} is not allocated"):
             self.pool.release([block])
         with pytest.raises(ValueError, match=f"block {block} is not allocated"):
             self.pool.share([block])
+        with pytest.raises(ValueError, match=f"block {block} is not allocated"):
+            self.pool.publish(block, b"x")
 
     @invariant()
     def nothing_is_lost(self) -> None:
         assert self.pool.capacity == self.num_blocks - 1
         assert self.pool.num_free == self.pool.capacity - len(self.counts)
+        assert self.pool.num_published == len(self.published)
+        assert all(self.pool.holds(digest) for digest in self.published)
 
     def teardown(self) -> None:
         for blocks in self.held:
@@ -127,9 +169,10 @@ def test_rows_are_copies() -> None:
     """A step's input must not change when the host goes on while the device still reads it."""
     tables = BlockTables(2, 3)
     tables.append(0, 0, [5])
-    taken = tables.rows([0, 1], 3)
+    taken, alone = tables.rows([0, 1], 3), tables.rows([0], 3)
     tables.append(0, 1, [6])
     tables.clear(0)
     assert taken.tolist() == [[5, 0, 0], [0, 0, 0]]
+    assert alone.tolist() == [[5, 0, 0]]
     taken[:] = 9
     assert tables.rows([0, 1], 3).tolist() == [[0, 0, 0], [0, 0, 0]]

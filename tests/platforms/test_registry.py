@@ -82,7 +82,7 @@ def test_a_third_party_adds_a_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     only_cpu(monkeypatch)
     offer(monkeypatch, toy=f"{__name__}:PRESENT", cpu=f"{__name__}:ABSENT")
     known = platforms()
-    assert list(known)[0] == "toy"
+    assert next(iter(known)) == "toy"
     assert known["cpu"] is CPU, "what is built in is not replaced"
     assert select_platform("toy").block_size == 32
     assert select_platform(None).name == "toy"
@@ -145,7 +145,7 @@ def test_accelerator_memory_is_what_weights_leave(stats: dict[str, int], wanted:
 @pytest.mark.parametrize("stats", [None, {}])
 def test_an_accelerator_that_tells_nothing_asks_for_a_number(stats: dict[str, int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "devices", lambda _name: [Device(stats)])
-    with pytest.raises(ConfigError, match="'cuda' does not report its memory.*--num-blocks"):
+    with pytest.raises(ConfigError, match=r"'cuda' does not report its memory.*--num-blocks"):
         CUDA.kv_budget(0)
 
 

@@ -117,6 +117,7 @@ FILTERS: list[dict[str, Any]] = [
     {"top_k": VOCAB + 1},
     {"top_k": 2**31 - 1},
     {"top_p": 1e-30},
+    {"top_p": 1e-50},  # nothing in float32
     {"top_p": 0.1},
     {"top_p": 0.5},
     {"top_p": 0.9},
@@ -256,9 +257,8 @@ def test_a_draw_is_the_rows_own() -> None:
     assert np.array_equal(backwards[::-1], together)
     alone = [draw(logits[i : i + 1], SamplingRows(*(column[i : i + 1] for column in rows)))[0] for i in range(32)]
     assert np.array_equal(alone, together)
-    greedy_others = SamplingRows(
-        *(np.concatenate((column[:1], other[1:])) for column, other in zip(rows, make_rows(32, temperature=0.0), strict=True))
-    )
+    others = zip(rows, make_rows(32, temperature=0.0), strict=True)
+    greedy_others = SamplingRows(*(np.concatenate((column[:1], other[1:])) for column, other in others))
     assert draw(logits, greedy_others)[0] == together[0]
 
 
@@ -323,4 +323,4 @@ def test_no_stream_begins_at_zero() -> None:
 def test_noise_is_the_same_forever() -> None:
     """Recorded values: a change of the hash changes what every seed gives."""
     found = noise(np.array([0, 1, 2**40 + 3], np.uint64), np.array([0, 1, 1000]))[:, :2]
-    np.testing.assert_allclose(found, [[-2.811541, -0.055446], [-0.400134, -0.520221], [-0.860155, 1.65199]], atol=1e-5)
+    np.testing.assert_allclose(found, [[-0.114825, -0.119548], [-0.380642, -0.904098], [2.140476, -0.826759]], atol=1e-5)

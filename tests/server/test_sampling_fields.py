@@ -37,6 +37,8 @@ def test_every_field(server: Live, engine: ScriptedEngine) -> None:
         "ignore_eos": True,
         "include_stop_str_in_output": True,
         "skip_special_tokens": False,
+        "priority": -3,
+        "cache_salt": "mine",
     }
     assert submitted(server, engine, **fields) == SamplingParams(**fields)
 

@@ -23,6 +23,9 @@ ENGINE_FIELDS = (
     "compile_threads",
     "seed",
     "max_queued_requests",
+    "max_queued_tokens",
+    "scheduling_policy",
+    "enable_prefix_caching",
 )
 
 
@@ -58,6 +61,11 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--compile-threads", type=whole, metavar="N", help="graphs compiled at the same time")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of requests that bring none (default: 0)")
     group.add_argument("--max-queued-requests", type=whole, default=1024, metavar="N", help="waiting requests before 503 (default: 1024)")
+    group.add_argument("--max-queued-tokens", type=size, metavar="N", help="tokens of waiting prompts before 503 (default: no bound)")
+    policy = "order of requests: of arrival, or of their `priority`, lower first (default: fcfs)"
+    group.add_argument("--scheduling-policy", choices=("fcfs", "priority"), default="fcfs", help=policy)
+    prefix = "reuse what has been computed for prompts that begin alike (default: on)"
+    group.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True, help=prefix)
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -33,10 +33,4 @@ class AsyncLLM(FrontEnd):
         config = EngineConfig(model=model, **options)
         self._engine: Engine = build(config, progress or log.info)
         plan = self._engine.plan
-        super().__init__(
-            EngineThread(self._engine.core),
-            plan.info(),
-            plan.checkpoint.tokenizer(),
-            seed=config.seed,
-            max_queued_requests=config.max_queued_requests,
-        )
+        super().__init__(EngineThread(self._engine.core), plan.info(), plan.checkpoint.tokenizer(), config)

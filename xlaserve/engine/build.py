@@ -11,7 +11,7 @@ from jax import Array
 
 from xlaserve.buckets.compiler import Compiler, Graph, collect, store_key
 from xlaserve.buckets.graphs import GraphSpec
-from xlaserve.buckets.ladder import Bucket, Ladder, make_ladder
+from xlaserve.buckets.ladder import Bucket, Ladder, SeatBucket, make_ladder
 from xlaserve.buckets.layout import MAX_EOS_IDS
 from xlaserve.buckets.store import GraphStore
 from xlaserve.engine.config import EngineConfig, Limits, settle, settle_dtype
@@ -96,7 +96,7 @@ class Engine:
 
     plan: Plan
     core: EngineCore
-    graphs: dict[Bucket, Graph]
+    graphs: dict[Bucket | SeatBucket, Graph]
 
 
 def make_plan(config: EngineConfig) -> Plan:
@@ -134,7 +134,7 @@ def make_plan(config: EngineConfig) -> Plan:
 
 def compile_graphs(
     plan: Plan, config: EngineConfig, progress: Progress, *, meanwhile: Callable[[], None] | None = None
-) -> dict[Bucket, Graph]:
+) -> dict[Bucket | SeatBucket, Graph]:
     """Load or compile every graph.
 
     Args:
@@ -190,6 +190,8 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
         max_num_seqs=limits.max_num_seqs,
         max_model_len=limits.max_model_len,
         max_num_batched_tokens=limits.max_num_batched_tokens,
+        by_priority=config.scheduling_policy == "priority",
+        prefix_caching=config.enable_prefix_caching,
     )
     return Engine(plan, EngineCore(scheduler, runner, pool, limits.max_num_seqs), graphs)
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from xlaserve.engine.seating import slot_bytes
 from xlaserve.errors import ConfigError
 from xlaserve.models.config import ModelConfig
 from xlaserve.platforms.platform import Platform
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-_OPTIONAL = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_blocks", "compile_threads")
+SCHEDULING_POLICIES = ("fcfs", "priority")
+_OPTIONAL = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_blocks", "compile_threads", "max_queued_tokens")
 _LOWEST = {**dict.fromkeys(_OPTIONAL, 1), "max_queued_requests": 1, "max_model_len": 2, "num_blocks": 2, "seed": 0}
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -35,7 +37,10 @@ class EngineConfig:
         compile_cache: directory that compiled graphs are kept in.
         compile_threads: graphs compiled at once.
         seed: start of the random streams of requests without a seed of their own.
+        enable_prefix_caching: reuse the KV of prompts, or beginnings of them, that have been computed before.
         max_queued_requests: waiting sequences beyond which requests are turned away.
+        max_queued_tokens: tokens of waiting prompts beyond which requests are turned away; None sets no bound.
+        scheduling_policy: who comes first: "fcfs", in order of arrival, or "priority", by `SamplingParams.priority`, then arrival.
 
     Raises:
         ConfigError: a value is out of range.
@@ -54,6 +59,9 @@ class EngineConfig:
     compile_threads: int | None = None
     seed: int = 0
     max_queued_requests: int = 1024
+    max_queued_tokens: int | None = None
+    enable_prefix_caching: bool = True
+    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -66,6 +74,10 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be an integer, got {value!r}.")
             if value < low:
                 raise ConfigError(f"{name} must be at least {low}, got {value}.")
+        if self.scheduling_policy not in SCHEDULING_POLICIES:
+            raise ConfigError(f"scheduling_policy must be fcfs or priority, got {self.scheduling_policy!r}.")
+        if not isinstance(self.enable_prefix_caching, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"enable_prefix_caching must be true or false, got {self.enable_prefix_caching!r}.")
         if self.block_size is not None and self.block_size & (self.block_size - 1):
             raise ConfigError(f"block_size must be a power of two, got {self.block_size}.")
 
@@ -121,7 +133,7 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
     num_blocks = config.num_blocks
     if num_blocks is None:
         useful = max_num_seqs * -(-wanted_len // block_size)
-        num_blocks = min(useful, platform.kv_budget(weight_bytes) // block_bytes) + 1
+        num_blocks = min(useful, platform.kv_budget(weight_bytes + slot_bytes(max_num_seqs, model.vocab_size)) // block_bytes) + 1
     tokens = (num_blocks - 1) * block_size
     if config.max_model_len is None:
         wanted_len = min(wanted_len, tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from xlaserve.engine.messages import Finish, TokenEvent
+from xlaserve.engine.messages import Finish, ResetPrefixCache, TokenEvent
 from xlaserve.engine.outputs import EngineStats
 from xlaserve.engine.request import Request
 from xlaserve.errors import XlaserveError
@@ -25,13 +25,18 @@ class Connection(Protocol):
         """Put a validated request in the queue."""
         ...
 
-    def finish(self, finish: Finish) -> None:
-        """End a sequence. Without effect on one that has ended, and on an engine that has."""
+    def tell(self, message: Finish | ResetPrefixCache) -> None:
+        """Anything else. Without effect on a sequence that has ended, and on an engine that has."""
         ...
 
     @property
     def num_waiting(self) -> int:
         """Sequences in the queue, those on their way to it included."""
+        ...
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Tokens of their prompts."""
         ...
 
     def stats(self) -> EngineStats:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-import jax
-
 from xlaserve.buckets.compile_events import COMPILE_EVENTS
-from xlaserve.engine.batch import BatchBuilder
+from xlaserve.buckets.graphs import StepOutput
+from xlaserve.buckets.ladder import Bucket
+from xlaserve.engine.batch import Batch, BatchBuilder
 from xlaserve.engine.messages import TokenEvent
 from xlaserve.engine.outputs import EngineStats, FinishReason
 from xlaserve.engine.runner import Runner, read
 from xlaserve.engine.scheduler import Decision, Scheduler
 from xlaserve.engine.sequence import Sequence
 from xlaserve.paged.block_pool import BlockPool
+from xlaserve.sampling.scores import TokenScore, read_scores
 
 
 class EngineCore:
@@ -36,7 +37,7 @@ class EngineCore:
         self._runner = runner
         self._pool = pool
         self._batches = BatchBuilder(scheduler.tables, max_num_seqs)
-        self._unread: list[tuple[Decision, list[jax.Array]]] = []
+        self._unread: list[tuple[Decision, list[StepOutput]]] = []
         self._stats = EngineStats(num_blocks=pool.capacity)
         self._compiled_before = COMPILE_EVENTS.count
 
@@ -50,6 +51,11 @@ class EngineCore:
         """Sequences in the queue."""
         return len(self._scheduler.waiting)
 
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Tokens of the prompts in the queue."""
+        return self._scheduler.waiting_tokens
+
     def add(self, sequence: Sequence) -> None:
         """Accept a validated sequence."""
         self._scheduler.add(sequence)
@@ -57,6 +63,10 @@ class EngineCore:
     def finish(self, sequence: Sequence, reason: FinishReason, stop_reason: str | None = None) -> None:
         """End a sequence from outside: aborted, or a stop string was found in its text. Without effect on one that has ended."""
         self._scheduler.finish(sequence, reason, stop_reason)
+
+    def reset_prefix_cache(self) -> None:
+        """Let nothing that has been computed so far be shared with what comes."""
+        self._scheduler.reset_prefix_cache()
 
     def step(self) -> list[TokenEvent]:
         """Dispatch the next iteration, if there is one, and read the one before it."""
@@ -75,66 +85,76 @@ class EngineCore:
             num_waiting=len(self._scheduler.waiting),
             num_free_blocks=self._pool.num_free,
             preemptions=self._scheduler.preemptions,
+            prefix_cache_queries=self._scheduler.prefix_queries,
+            prefix_cache_hits=self._scheduler.prefix_hits,
             finished=dict(self._scheduler.finished),
             compile_events=COMPILE_EVENTS.count - self._compiled_before,
         )
 
     def _dispatch(self, decision: Decision) -> None:
-        sampled: list[jax.Array] = []
+        outputs: list[StepOutput] = []
         places = tokens = 0
         if decision.generate is not None:
-            sampled.append(self._runner.run(decision.generate.bucket, self._batches.generate(decision.generate)))
+            outputs.append(self._run(decision.generate.bucket, self._batches.generate(decision.generate)))
             places += decision.generate.bucket.tokens
             tokens += len(decision.generate.sequences)
         if decision.context is not None:
-            sampled.append(self._runner.run(decision.context.bucket, self._batches.context(decision.context)))
+            outputs.append(self._run(decision.context.bucket, self._batches.context(decision.context)))
             places += decision.context.bucket.tokens
             tokens += sum(chunk.length for chunk in decision.context.chunks)
-        self._unread.append((decision, sampled))
-        stats, running = self._stats, self._scheduler.running
+        self._unread.append((decision, outputs))
+        stats, running, size = self._stats, self._scheduler.running, self._pool.block_size
+        held = sum(len(s.block_ids) for s in running)
+        allocated = self._pool.capacity - self._pool.num_free
         self._stats = replace(
             stats,
             steps=stats.steps + 1,
             scheduled_tokens=stats.scheduled_tokens + tokens,
             padded_tokens=stats.padded_tokens + places - tokens,
             prompt_tokens=stats.prompt_tokens + _prompt_tokens(decision),
-            allocated_token_slots=stats.allocated_token_slots + sum(len(s.block_ids) for s in running) * self._pool.block_size,
-            used_token_slots=stats.used_token_slots + sum(s.num_computed for s in running),
+            # A shared block counts once, in both; all its places hold a token.
+            allocated_token_slots=stats.allocated_token_slots + allocated * size,
+            used_token_slots=stats.used_token_slots + sum(s.num_computed for s in running) - (held - allocated) * size,
         )
 
-    def _read(self, decision: Decision, sampled: list[jax.Array]) -> list[TokenEvent]:
+    def _run(self, bucket: Bucket, batch: Batch) -> StepOutput:
+        for sequence in self._batches.take_seated():
+            self._runner.seat(sequence)
+        return self._runner.run(bucket, batch)
+
+    def _read(self, decision: Decision, outputs: list[StepOutput]) -> list[TokenEvent]:
         events: list[TokenEvent] = []
-        tokens = [int(token) for array, rows in zip(sampled, _rows(decision), strict=True) for token in read(array)[:rows]]
         now = time.monotonic()
-        for (sequence, samples), token in zip(decision.sampled, tokens, strict=True):
-            if samples and self._scheduler.append(sequence, token):
+        for output, rows in zip(outputs, decision.rows, strict=True):
+            tokens = read(output.tokens).tolist()
+            scores = read(output.scores) if any(sequence.params.logprobs is not None for sequence, _ in rows) else None
+            for row, (sequence, samples) in enumerate(rows):
+                if not samples or not self._scheduler.append(sequence, tokens[row]):
+                    continue
                 if sequence.metrics.first_token_time is None:
                     sequence.metrics.first_token_time = now
-                events.append(_event(sequence, token))
+                top = sequence.params.logprobs
+                scored = None if scores is None or top is None else read_scores(scores[row], tokens[row], top)
+                events.append(_event(sequence, tokens[row], scored))
         self._stats = replace(self._stats, generation_tokens=self._stats.generation_tokens + len(events))
         return events
 
 
-def _event(sequence: Sequence, token: int) -> TokenEvent:
+def _event(sequence: Sequence, token: int, scores: list[TokenScore] | None) -> TokenEvent:
     """What the user's side is told about a new token; timing goes with the first and the last of a sequence."""
     reason = sequence.finish_reason
     if reason is None and len(sequence.output_ids) > 1:
-        return TokenEvent(sequence.key, token)
-    return TokenEvent(sequence.key, token, reason, sequence.stop_reason, replace(sequence.metrics), sequence.num_cached_tokens)
-
-
-def _rows(decision: Decision) -> list[int]:
-    """Rows in use of each graph's output."""
-    rows = [len(decision.generate.sequences)] if decision.generate else []
-    return rows + ([len(decision.context.chunks)] if decision.context else [])
+        return TokenEvent(sequence.key, token, scores=scores)
+    return TokenEvent(sequence.key, token, reason, sequence.stop_reason, scores, replace(sequence.metrics), sequence.num_cached_tokens or 0)
 
 
 def _prompt_tokens(decision: Decision) -> int:
-    """Prompt tokens that this iteration computes for the first time."""
-    if decision.context is None:
-        return 0
-    return sum(
-        max(0, min(chunk.start + chunk.length, len(chunk.sequence.prompt_ids)) - chunk.start)
-        for chunk in decision.context.chunks
-        if not chunk.sequence.metrics.num_preemptions
-    )
+    """Prompt tokens that the sequences of this iteration computed or reused for the first time."""
+    total = 0
+    for chunk in decision.context.chunks if decision.context else ():
+        sequence = chunk.sequence
+        done = min(chunk.start + chunk.length, len(sequence.prompt_ids))
+        if done > sequence.num_prompt_counted:
+            total += done - sequence.num_prompt_counted
+            sequence.num_prompt_counted = done
+    return total

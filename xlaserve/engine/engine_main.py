@@ -118,7 +118,16 @@ def _run(channel: Channel, start: Start) -> None:
         due = now - told >= STATS_SECONDS or not core.has_work
         if events or due:
             told = now if due else told
-            channel.send(Step(events, core.num_waiting, loop.num_accepted, core.stats() if due else None))
+            channel.send(
+                Step(
+                    events,
+                    core.num_waiting,
+                    core.num_waiting_tokens,
+                    loop.num_accepted,
+                    loop.num_accepted_tokens,
+                    core.stats() if due else None,
+                )
+            )
 
     channel.send(Ready(engine.plan.info()))
     tell([])

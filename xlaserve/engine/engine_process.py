@@ -20,7 +20,7 @@ from xlaserve.engine.config import EngineConfig
 from xlaserve.engine.connection import OnEvents, OnFailure
 from xlaserve.engine.framing import FrameReader, FrameWriter
 from xlaserve.engine.front_end import FrontEnd
-from xlaserve.engine.messages import Add, EngineInfo, Failed, Finish, FromEngine, Progress, Ready, Start, Step
+from xlaserve.engine.messages import Add, EngineInfo, Failed, Finish, FromEngine, Progress, Ready, ResetPrefixCache, Start, Step, ToEngine
 from xlaserve.engine.outputs import EngineStats
 from xlaserve.engine.request import Request
 from xlaserve.errors import EngineDeadError, XlaserveError
@@ -50,7 +50,7 @@ async def start_engine(config: EngineConfig, progress: Callable[[str], None]) ->
     except BaseException:
         await engine.close()
         raise
-    return FrontEnd(engine, info, tokenizer, seed=config.seed, max_queued_requests=config.max_queued_requests)
+    return FrontEnd(engine, info, tokenizer, config)
 
 
 class EngineProcess(asyncio.Protocol):
@@ -72,9 +72,9 @@ class EngineProcess(asyncio.Protocol):
         self._reader = FrameReader[FromEngine](FromEngine)
         self._on_events: OnEvents | None = None
         self._on_failure: OnFailure | None = None
-        self._last = Step([], 0, 0, None)
+        self._last = Step([], 0, 0, 0, 0, None)
         self._stats = EngineStats()
-        self._num_sent = 0
+        self._num_sent = self._num_sent_tokens = 0
         self._closing = False
         self._failure: XlaserveError | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -97,15 +97,21 @@ class EngineProcess(asyncio.Protocol):
         """As in `Connection`."""
         self._send(Add.of(request))
         self._num_sent += len(request.sequences)
+        self._num_sent_tokens += len(request.prompt_ids)
 
-    def finish(self, finish: Finish) -> None:
+    def tell(self, message: Finish | ResetPrefixCache) -> None:
         """As in `Connection`."""
-        self._send(finish)
+        self._send(message)
 
     @property
     def num_waiting(self) -> int:
         """As in `Connection`."""
         return self._last.num_waiting + self._num_sent - self._last.num_accepted
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """As in `Connection`."""
+        return self._last.num_waiting_tokens + self._num_sent_tokens - self._last.num_accepted_tokens
 
     def stats(self) -> EngineStats:
         """As in `Connection`."""
@@ -147,7 +153,7 @@ class EngineProcess(asyncio.Protocol):
             case Failed():
                 self._failure = message.error()
 
-    def _send(self, message: Start | Add | Finish) -> None:
+    def _send(self, message: ToEngine) -> None:
         if self._transport is not None:
             self._transport.write(self._writer.frame(message))
 

@@ -11,7 +11,7 @@ from xlaserve.engine.connection import OnEvents, OnFailure
 from xlaserve.engine.core import EngineCore
 from xlaserve.engine.inbox import Inbox
 from xlaserve.engine.loop import EngineLoop
-from xlaserve.engine.messages import Finish, TokenEvent
+from xlaserve.engine.messages import Finish, ResetPrefixCache, TokenEvent
 from xlaserve.engine.outputs import EngineStats
 from xlaserve.engine.request import Request
 from xlaserve.errors import EngineDeadError
@@ -30,7 +30,7 @@ class EngineThread:
         self._core = core
         self._inbox = Inbox()
         self._work = EngineLoop(core, self._inbox)
-        self._num_sent = 0
+        self._num_sent = self._num_sent_tokens = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -43,16 +43,22 @@ class EngineThread:
         """As in `Connection`."""
         self._loop = asyncio.get_running_loop()
         self._num_sent += len(request.sequences)
+        self._num_sent_tokens += len(request.prompt_ids)
         self._inbox.put(request)
 
-    def finish(self, finish: Finish) -> None:
+    def tell(self, message: Finish | ResetPrefixCache) -> None:
         """As in `Connection`."""
-        self._inbox.put(finish)
+        self._inbox.put(message)
 
     @property
     def num_waiting(self) -> int:
         """As in `Connection`."""
         return self._core.num_waiting + self._num_sent - self._work.num_accepted
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """As in `Connection`."""
+        return self._core.num_waiting_tokens + self._num_sent_tokens - self._work.num_accepted_tokens
 
     def stats(self) -> EngineStats:
         """As in `Connection`."""

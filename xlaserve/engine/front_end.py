@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from collections.abc import Sequence as Sequences
 
+from xlaserve.engine.config import EngineConfig
 from xlaserve.engine.connection import Connection
 from xlaserve.engine.input_processor import InputProcessor
-from xlaserve.engine.messages import EngineInfo, Finish, TokenEvent
+from xlaserve.engine.messages import EngineInfo, Finish, ResetPrefixCache, TokenEvent
 from xlaserve.engine.output_processor import OutputProcessor
 from xlaserve.engine.output_stream import OutputStream
 from xlaserve.engine.outputs import EngineStats, RequestOutput
@@ -25,17 +26,22 @@ class FrontEnd:
         connection: to the engine, which is ready.
         info: about it.
         tokenizer: of its model.
-        seed: start of the random streams of requests without a seed of their own.
-        max_queued_requests: waiting sequences beyond which requests are turned away.
+        config: what the engine was started with.
     """
 
-    def __init__(self, connection: Connection, info: EngineInfo, tokenizer: Tokenizer, *, seed: int, max_queued_requests: int) -> None:
+    def __init__(self, connection: Connection, info: EngineInfo, tokenizer: Tokenizer, config: EngineConfig) -> None:
         self._connection = connection
         self._info = info
         self._tokenizer = tokenizer
-        self._max_queued = max_queued_requests
+        self._max_queued = config.max_queued_requests
+        self._max_queued_tokens = config.max_queued_tokens
         self._inputs = InputProcessor(
-            tokenizer, vocab_size=info.vocab_size, max_model_len=info.max_model_len, eos_ids=info.eos_ids, seed=seed
+            tokenizer,
+            vocab_size=info.vocab_size,
+            max_model_len=info.max_model_len,
+            eos_ids=info.eos_ids,
+            seed=config.seed,
+            by_priority=config.scheduling_policy == "priority",
         )
         self._processor = OutputProcessor(tokenizer)
         self._streams: dict[str, OutputStream] = {}
@@ -108,13 +114,16 @@ class FrontEnd:
             OverloadedError: too many requests are waiting.
             EngineDeadError: the engine has stopped.
         """
-        if self._error is not None:
-            raise EngineDeadError(str(self._error)) from self._error
-        if self._closing:
-            raise EngineDeadError("The engine has been closed.")
+        self._check_alive()
         if request_id in self._streams:
             raise InvalidRequestError(
                 f"request_id {request_id!r} is in use by a request that has not ended.", field="request_id", value=request_id
+            )
+        if params.n > self._max_queued:
+            raise InvalidRequestError(
+                f"n is {params.n}, and the queue holds {self._max_queued} sequences (--max-queued-requests): ask for fewer.",
+                field="n",
+                value=params.n,
             )
         waiting = self._connection.num_waiting
         if waiting + params.n > self._max_queued:
@@ -122,6 +131,7 @@ class FrontEnd:
                 f"{waiting} sequences are waiting, and the queue holds {self._max_queued} (--max-queued-requests). Try again later."
             )
         request = self._inputs.request(prompt, params, request_id)
+        self._check_queued_tokens(len(request.prompt_ids))
         stream = OutputStream(request.request_id, request.prompt_ids, lambda: self._abort(request))
         self._connection.add(request)
         self._processor.add(request)
@@ -139,6 +149,15 @@ class FrontEnd:
         finally:
             stream.abort()
 
+    def reset_prefix_cache(self) -> None:
+        """Requests that are submitted from here on reuse nothing that was computed before.
+
+        Raises:
+            EngineDeadError: the engine has stopped.
+        """
+        self._check_alive()
+        self._connection.tell(ResetPrefixCache())
+
     async def close(self) -> None:
         """Abort what runs, and end the engine. May be called again."""
         self._closing = True
@@ -146,18 +165,40 @@ class FrontEnd:
         for stream in list(self._streams.values()):
             stream.abort()
 
+    def _check_alive(self) -> None:
+        if self._error is not None:
+            raise EngineDeadError(str(self._error)) from self._error
+        if self._closing:
+            raise EngineDeadError("The engine has been closed.")
+
+    def _check_queued_tokens(self, tokens: int) -> None:
+        if self._max_queued_tokens is None:
+            return
+        if tokens > self._max_queued_tokens:
+            raise InvalidRequestError(
+                f"The prompt has {tokens} tokens, and the queue holds {self._max_queued_tokens} (--max-queued-tokens): shorten it.",
+                field="prompt",
+                value=tokens,
+            )
+        waiting = self._connection.num_waiting_tokens
+        if waiting + tokens > self._max_queued_tokens:
+            raise OverloadedError(
+                f"Prompts with {waiting} tokens are waiting, the request has {tokens}, and the queue holds {self._max_queued_tokens} "
+                "(--max-queued-tokens). Try again later."
+            )
+
     def _abort(self, request: Request) -> None:
         """End a request that nobody reads any more."""
         if self._streams.pop(request.request_id, None) is None:
             return
         self._processor.remove(request.request_id)
         for sequence in request.sequences:
-            self._connection.finish(Finish(sequence.key, "abort"))
+            self._connection.tell(Finish(sequence.key, "abort"))
 
     def _deliver(self, events: list[TokenEvent]) -> None:
         processed = self._processor.process(events)
         for finish in processed.finishes:
-            self._connection.finish(finish)
+            self._connection.tell(finish)
         for output in processed.outputs:
             stream = self._streams.get(output.request_id)
             if stream is not None:

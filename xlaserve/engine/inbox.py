@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from xlaserve.engine.messages import Add, Finish
+from xlaserve.engine.messages import Add, Finish, ResetPrefixCache
 from xlaserve.engine.request import Request
 
-Message = Request | Add | Finish
+Message = Request | Add | Finish | ResetPrefixCache
 """A request comes as it is, or as the message that describes it."""
 
 

@@ -12,7 +12,7 @@ from xlaserve.engine.request import Request
 from xlaserve.engine.sequence import Sequence, stream_seed
 from xlaserve.errors import InvalidRequestError
 from xlaserve.models.tokenizer import Tokenizer
-from xlaserve.sampling.params import SamplingParams
+from xlaserve.sampling.params import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, SamplingParams
 
 
 class InputProcessor:
@@ -24,13 +24,24 @@ class InputProcessor:
         max_model_len: longest sequence in tokens.
         eos_ids: the model's end-of-sequence ids.
         seed: start of the random streams of requests without a seed.
+        by_priority: whether priorities count; where they do not, requests may not set one.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, max_model_len: int, eos_ids: tuple[int, ...], seed: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        vocab_size: int,
+        max_model_len: int,
+        eos_ids: tuple[int, ...],
+        seed: int,
+        by_priority: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._eos_ids = frozenset(eos_ids)
+        self._by_priority = by_priority
         self._random = random.Random(seed)
 
     def request(self, prompt: str | Sequences[int], params: SamplingParams, request_id: str | None) -> Request:
@@ -54,8 +65,14 @@ class InputProcessor:
                 value=len(ids),
             )
         eos = frozenset[int]() if params.ignore_eos else self._eos_ids
-        for token in params.stop_ids:
-            self._check_id(token, "stop_token_ids")
+        for name, ids_given in (
+            ("stop_token_ids", params.stop_ids),
+            ("logit_bias", params.logit_bias or ()),
+            ("allowed_token_ids", params.allowed_token_ids or ()),
+        ):
+            for token in ids_given:
+                self._check_id(token, name)
+        bad_words = self._bad_words(params, eos)
         if params.min_tokens > room:
             raise InvalidRequestError(
                 f"min_tokens must be at most {room}, what the prompt leaves of the model length of {self._max_model_len} tokens, "
@@ -63,12 +80,20 @@ class InputProcessor:
                 field="min_tokens",
                 value=params.min_tokens,
             )
+        if params.priority and not self._by_priority:
+            raise InvalidRequestError(
+                f"priority {params.priority} has no meaning here, because requests are served in order of arrival: "
+                "leave it out, or serve with --scheduling-policy priority.",
+                field="priority",
+                value=params.priority,
+            )
         name = request_id if request_id is not None else f"request-{uuid.uuid4().hex}"
         metrics = RequestMetrics(arrival_time=time.monotonic())
         seed = params.seed if params.seed is not None else self._random.getrandbits(64)
         most = room if params.max_tokens is None else min(room, params.max_tokens)
-        sequences = tuple(
-            Sequence(
+        sequences: list[Sequence] = []
+        for index in range(params.n):
+            sequence = Sequence(
                 request_id=name,
                 index=index,
                 prompt_ids=ids,
@@ -78,10 +103,11 @@ class InputProcessor:
                 seed=stream_seed(seed, index),
                 max_tokens=len(ids) + most,
                 metrics=metrics,
+                leader=sequences[0] if sequences else None,
+                bad_words=bad_words,
             )
-            for index in range(params.n)
-        )
-        return Request(name, text, ids, sequences, metrics)
+            sequences.append(sequence)
+        return Request(name, text, ids, tuple(sequences), metrics)
 
     def _tokenize(self, prompt: str | Sequences[int]) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):
@@ -98,6 +124,39 @@ class InputProcessor:
         for token in ids:
             self._check_id(token, "prompt")
         return None, ids
+
+    def _bad_words(self, params: SamplingParams, eos: frozenset[int]) -> tuple[tuple[int, ...], ...]:
+        """Token ids of the bad words, each without and, where that makes another word of as many tokens, with a space before it."""
+        found: list[tuple[int, ...]] = []
+        for text in params.bad_words or ():
+            bare, spaced = (tuple(self._tokenizer.encode(prefix + text.lstrip(), add_special_tokens=False)) for prefix in ("", " "))
+            found.append(bare)
+            if bare and len(spaced) == len(bare) and spaced[0] != bare[0]:
+                found.append(spaced)
+        found = [word for word in dict.fromkeys(found) if word]
+        longest = max((len(word) for word in found), default=0)
+        if longest > MAX_BAD_WORD_TOKENS:
+            raise InvalidRequestError(
+                f"bad_words holds a text of {longest} tokens; at most {MAX_BAD_WORD_TOKENS} are supported.",
+                field="bad_words",
+                value=longest,
+            )
+        if len(found) > MAX_BAD_WORDS:
+            raise InvalidRequestError(
+                f"bad_words make {len(found)} sequences of tokens, with and without a leading space; at most {MAX_BAD_WORDS} are "
+                "supported.",
+                field="bad_words",
+                value=len(found),
+            )
+        # What may never be generated must leave something that may.
+        never = {word[0] for word in found if len(word) == 1} | (eos.union(params.stop_ids) if params.min_tokens else frozenset[int]())
+        if params.allowed_token_ids and never.issuperset(params.allowed_token_ids):
+            raise InvalidRequestError(
+                "allowed_token_ids leaves no token: bad_words or min_tokens exclude all of them.",
+                field="allowed_token_ids",
+                value=list(params.allowed_token_ids),
+            )
+        return tuple(found)
 
     def _check_id(self, token: object, field: str) -> None:
         if isinstance(token, bool) or not isinstance(token, int):

@@ -44,7 +44,12 @@ class LLM:
         info = self._engine.plan.info()
         self._tokenizer = self._engine.plan.checkpoint.tokenizer()
         self._inputs = InputProcessor(
-            self._tokenizer, vocab_size=info.vocab_size, max_model_len=info.max_model_len, eos_ids=info.eos_ids, seed=config.seed
+            self._tokenizer,
+            vocab_size=info.vocab_size,
+            max_model_len=info.max_model_len,
+            eos_ids=info.eos_ids,
+            seed=config.seed,
+            by_priority=config.scheduling_policy == "priority",
         )
         self._processor = OutputProcessor(self._tokenizer)
 
@@ -100,6 +105,10 @@ class LLM:
         several: Any = [messages] if not messages or isinstance(messages[0], Mapping) else messages
         texts = [self.tokenizer.render_chat(conversation, **template_options) for conversation in several]
         return self.generate([self.tokenizer.encode(text, add_special_tokens=False) for text in texts], params)
+
+    def reset_prefix_cache(self) -> None:
+        """Compute every prompt anew from here on."""
+        self._core.reset_prefix_cache()
 
     def close(self) -> None:
         """Give back the device's memory. The object cannot be used afterwards."""

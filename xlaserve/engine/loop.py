@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from xlaserve.engine.core import EngineCore
 from xlaserve.engine.inbox import Inbox
-from xlaserve.engine.messages import Add, Finish, TokenEvent
+from xlaserve.engine.messages import Add, Finish, ResetPrefixCache, TokenEvent
 from xlaserve.engine.request import Request
 from xlaserve.engine.sequence import Sequence
 
@@ -23,13 +23,14 @@ class EngineLoop:
 
     Attributes:
         num_accepted: sequences taken out of the inbox so far.
+        num_accepted_tokens: tokens of their prompts.
     """
 
     def __init__(self, core: EngineCore, inbox: Inbox) -> None:
         self._core = core
         self._inbox = inbox
         self._sequences: dict[int, Sequence] = {}
-        self.num_accepted = 0
+        self.num_accepted = self.num_accepted_tokens = 0
 
     def run(self, tell: Callable[[list[TokenEvent]], None]) -> None:
         """Iterate. `tell` is called after each iteration with its events, of which there may be none.
@@ -42,6 +43,8 @@ class EngineLoop:
             for message in messages:
                 if isinstance(message, Finish):
                     self._finish(message)
+                elif isinstance(message, ResetPrefixCache):
+                    self._core.reset_prefix_cache()
                 else:
                     events += self._add(message)
             events += self._core.step()
@@ -63,6 +66,7 @@ class EngineLoop:
             return [TokenEvent(key, None, "error") for key in keys]
         finally:
             self.num_accepted += len(keys)
+            self.num_accepted_tokens += len(request.prompt_ids)
         return []
 
     def _finish(self, finish: Finish) -> None:

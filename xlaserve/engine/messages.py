@@ -18,6 +18,7 @@ from xlaserve.engine.request import Request
 from xlaserve.engine.sequence import Sequence
 from xlaserve.errors import EngineDeadError, XlaserveError
 from xlaserve.sampling.params import SamplingParams
+from xlaserve.sampling.scores import TokenScore
 
 
 class TokenEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -28,6 +29,7 @@ class TokenEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
         token: the new token, None where there is none.
         finish_reason: set on the sequence's last event.
         stop_reason: the stop id that ended it, if one did.
+        scores: of the token and the most likely ones, where the sequence asks for log probabilities.
         metrics: timing of its request so far, on the sequence's first and last event.
         num_cached_tokens: prompt tokens whose KV was reused; given with `metrics`.
     """
@@ -36,6 +38,7 @@ class TokenEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
     token: int | None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    scores: list[TokenScore] | None = None
     metrics: RequestMetrics | None = None
     num_cached_tokens: int = 0
 
@@ -64,6 +67,7 @@ class Add(msgspec.Struct, array_like=True, frozen=True, tag=1):
     params: dict[str, Any]
     stop_ids: list[int]
     eos_ids: list[int]
+    bad_words: tuple[tuple[int, ...], ...]
     max_tokens: int
     arrival_time: float
 
@@ -80,6 +84,7 @@ class Add(msgspec.Struct, array_like=True, frozen=True, tag=1):
             params=_differences(first.params),
             stop_ids=list(first.stop_ids),
             eos_ids=list(first.eos_ids),
+            bad_words=first.bad_words,
             max_tokens=first.max_tokens,
             arrival_time=request.metrics.arrival_time,
         )
@@ -88,8 +93,9 @@ class Add(msgspec.Struct, array_like=True, frozen=True, tag=1):
         """The sequences that it describes."""
         params, metrics = SamplingParams(**self.params), RequestMetrics(self.arrival_time)
         stop_ids, eos_ids = frozenset(self.stop_ids), frozenset(self.eos_ids)
-        return tuple(
-            Sequence(
+        sequences: list[Sequence] = []
+        for index, (key, seed) in enumerate(zip(self.keys, self.seeds, strict=True)):
+            sequence = Sequence(
                 request_id=self.request_id,
                 index=index,
                 prompt_ids=self.prompt_ids,
@@ -99,10 +105,12 @@ class Add(msgspec.Struct, array_like=True, frozen=True, tag=1):
                 seed=seed,
                 max_tokens=self.max_tokens,
                 metrics=metrics,
+                leader=sequences[0] if sequences else None,
                 key=key,
+                bad_words=self.bad_words,
             )
-            for index, (key, seed) in enumerate(zip(self.keys, self.seeds, strict=True))
-        )
+            sequences.append(sequence)
+        return tuple(sequences)
 
 
 class Finish(msgspec.Struct, array_like=True, frozen=True, tag=2):
@@ -111,6 +119,10 @@ class Finish(msgspec.Struct, array_like=True, frozen=True, tag=2):
     key: int
     reason: FinishReason
     stop_reason: str | None = None
+
+
+class ResetPrefixCache(msgspec.Struct, array_like=True, frozen=True, tag=3):
+    """To the engine: what comes reuses nothing that was computed before."""
 
 
 class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
@@ -153,13 +165,17 @@ class Step(msgspec.Struct, array_like=True, frozen=True, tag=2):
     Args:
         events: of the iteration.
         num_waiting: sequences in the queue.
+        num_waiting_tokens: tokens of their prompts.
         num_accepted: sequences that the engine has received since its start.
+        num_accepted_tokens: tokens of their prompts.
         stats: the latest statistics, where it is time for new ones.
     """
 
     events: list[TokenEvent]
     num_waiting: int
+    num_waiting_tokens: int
     num_accepted: int
+    num_accepted_tokens: int
     stats: EngineStats | None
 
 
@@ -181,7 +197,7 @@ class Failed(msgspec.Struct, array_like=True, frozen=True, tag=3):
         return getattr(errors, self.kind)(self.message)
 
 
-ToEngine = Start | Add | Finish
+ToEngine = Start | Add | Finish | ResetPrefixCache
 FromEngine = Progress | Ready | Step | Failed
 
 

@@ -10,11 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from xlaserve.engine.messages import Finish, TokenEvent
-from xlaserve.engine.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from xlaserve.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from xlaserve.engine.request import Request
 from xlaserve.engine.sequence import Sequence
 from xlaserve.engine.stop import StopMatcher
 from xlaserve.models.tokenizer import Tokenizer, TokenStream
+from xlaserve.sampling.scores import TokenScore
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ class _Completion:
     stream: TokenStream | None
     stops: StopMatcher
     num_tokens: int = 0
+    cumulative_logprob: float = 0.0
     finished: bool = False
 
 
@@ -92,6 +94,10 @@ class OutputProcessor:
             request_id = entry.request.request_id
             try:
                 output, stop = _advance(completion, event)
+                if event.scores is not None:
+                    completion.cumulative_logprob += event.scores[0].logprob
+                    output.logprobs = [self._logprobs(event.scores)]
+                    output.cumulative_logprob = completion.cumulative_logprob
             except Exception:
                 log.exception("Request %s has ended: what the engine gave for it could not be processed", request_id)
                 outputs, failed = self._fail(entry)
@@ -119,6 +125,9 @@ class OutputProcessor:
             [CompletionOutput(completion.sequence.index, "", [], "error") for completion in open_completions],
             [Finish(completion.sequence.key, "error") for completion in open_completions],
         )
+
+    def _logprobs(self, scores: Iterable[TokenScore]) -> dict[int, Logprob]:
+        return {s.token_id: Logprob(s.logprob, s.rank, self._tokenizer.token_bytes(s.token_id).decode("utf-8", "replace")) for s in scores}
 
     def _completion(self, sequence: Sequence) -> _Completion:
         params = sequence.params

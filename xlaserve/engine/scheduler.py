@@ -1,15 +1,26 @@
 """Which sequences compute what in the next iteration: continuous batching over paged KV. Plain Python, no JAX.
 
-Running sequences come first; what the token budget leaves goes to prompts, in chunks, first come first served. A sequence that finds
-no free block takes the blocks of the one that was admitted last, which starts over later (preemption by recomputation).
+Running sequences come first; what the token budget leaves goes to prompts, in chunks, in the order of the line. A sequence that finds
+no free block takes the blocks of the last in line, which starts over later (preemption by recomputation).
+
+The place in line is the arrival, or priority and then arrival. The first in line advances within a bounded number of iterations,
+whatever comes after it, and ends: so whoever is overtaken by a bounded number of others does not starve. Under first come, first
+served nobody is overtaken; under priorities a sequence waits for those of better priority, and never for later ones of its own.
+
+A sequence shares the blocks of a prefix that has been computed before. Blocks can be found when the graph that writes them has been
+decided on, from the next decision on: graphs run in order, so whoever reads them reads what was written.
 """
 
 from __future__ import annotations
 
+import sys
 import time
-from collections import Counter, deque
+from bisect import insort
+from collections import Counter
 from collections.abc import Sequence as Sequences
 from dataclasses import dataclass
+from itertools import islice
+from operator import attrgetter
 
 from xlaserve.buckets.ladder import ContextBucket, GenerateBucket, Ladder
 from xlaserve.engine.outputs import FinishReason
@@ -19,6 +30,8 @@ from xlaserve.paged.block_tables import BlockTables
 
 WATERMARK = 0.01
 """Fraction of the blocks that admission leaves free, so that running sequences can grow before they have to preempt."""
+
+_rank = attrgetter("rank")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +69,10 @@ class Decision:
     context: ContextStep | None
 
     @property
-    def sampled(self) -> list[tuple[Sequence, bool]]:
-        """Rows in the order of the graphs' outputs: sequence, and whether its row samples a token."""
-        rows = [(sequence, True) for sequence in self.generate.sequences] if self.generate else []
-        return rows + ([(chunk.sequence, chunk.samples) for chunk in self.context.chunks] if self.context else [])
+    def rows(self) -> list[list[tuple[Sequence, bool]]]:
+        """The rows of each graph, in the order in which they run: sequence, and whether its row samples a token."""
+        rows = [[(sequence, True) for sequence in self.generate.sequences]] if self.generate else []
+        return rows + ([[(chunk.sequence, chunk.samples) for chunk in self.context.chunks]] if self.context else [])
 
 
 class Scheduler:
@@ -71,18 +84,37 @@ class Scheduler:
         max_num_seqs: most sequences that run at once: the number of slots.
         max_model_len: longest sequence, which sets the width of block tables.
         max_num_batched_tokens: most tokens of an iteration.
+        by_priority: order the line by priority and then arrival; otherwise by arrival alone.
+        prefix_caching: let sequences find blocks that others computed, or that they computed themselves before a preemption.
     """
 
-    def __init__(self, ladder: Ladder, pool: BlockPool, *, max_num_seqs: int, max_model_len: int, max_num_batched_tokens: int) -> None:
+    def __init__(
+        self,
+        ladder: Ladder,
+        pool: BlockPool,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        max_num_batched_tokens: int,
+        by_priority: bool = False,
+        prefix_caching: bool = True,
+    ) -> None:
         self._ladder = ladder
         self._pool = pool
         self._budget = max_num_batched_tokens
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
         self._watermark = int(pool.capacity * WATERMARK)
+        self._by_priority = by_priority
+        self._prefix_caching = prefix_caching
+        self._arrivals = 0
         self.tables = BlockTables(max_num_seqs, pool.blocks_for(max_model_len))
-        self.waiting: deque[Sequence] = deque()
+        # Both in the order of the line.
+        self.waiting: list[Sequence] = []
+        self.waiting_tokens = 0
         self.running: list[Sequence] = []
         self.preemptions = 0
+        self.prefix_queries = 0
+        self.prefix_hits = 0
         self.finished: Counter[str] = Counter()
 
     @property
@@ -91,8 +123,10 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
-        """Put a new sequence at the end of the queue."""
-        self.waiting.append(sequence)
+        """Put a new sequence in line."""
+        sequence.rank = (sequence.params.priority if self._by_priority else 0, self._arrivals)
+        self._arrivals += 1
+        self._wait(sequence)
 
     def schedule(self) -> Decision | None:
         """Decide the next iteration and count it as done; None where nothing can be computed before more results are read."""
@@ -101,6 +135,9 @@ class Scheduler:
         budget = self._budget - (len(generate.sequences) if generate else 0)
         generating = generate.sequences if generate else ()
         context = self._schedule_context(budget, generating, admit=self.preemptions == preemptions)
+        if context is not None:
+            for chunk in context.chunks:
+                self._publish(chunk.sequence)
         return Decision(generate, context) if generate or context else None
 
     def finish(self, sequence: Sequence, reason: FinishReason, stop_reason: int | str | None = None) -> None:
@@ -110,11 +147,18 @@ class Scheduler:
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
         else:
-            self.waiting.remove(sequence)
+            self._leave_queue(sequence)
         self._take_back(sequence)
         sequence.status, sequence.finish_reason, sequence.stop_reason = Status.FINISHED, reason, stop_reason
         sequence.metrics.finished_time = time.monotonic()
         self.finished[reason] += 1
+
+    def reset_prefix_cache(self) -> None:
+        """Nothing that has been computed so far is shared any more with what comes; what runs goes on."""
+        self._pool.forget()
+        for sequence in self.running:
+            # What it computes from here on rests on what it computed before.
+            sequence.num_published = sys.maxsize
 
     def append(self, sequence: Sequence, token: int) -> bool:
         """Take a token that was sampled for `sequence` and read from the device; end the sequence where it says so.
@@ -126,6 +170,7 @@ class Scheduler:
         if sequence.status is Status.FINISHED:
             return False
         sequence.output_ids.append(token)
+        self._publish(sequence)
         if token in sequence.stop_ids and len(sequence.output_ids) >= sequence.params.min_tokens:
             self.finish(sequence, "stop", None if token in sequence.eos_ids else token)
         elif sequence.num_known >= sequence.max_tokens:
@@ -148,19 +193,23 @@ class Scheduler:
 
     def _schedule_context(self, budget: int, generating: Sequences[Sequence], *, admit: bool) -> ContextStep | None:
         queue = [s for s in self.running if not s.generating and not s.exhausted and s.num_computed < s.num_known]
+        starts = [s.num_computed for s in queue]
         started = len(queue)
-        if admit:
-            queue += self._admissible()
+        admissible = self._admissible() if admit else []
+        for sequence, shared in admissible:
+            queue.append(sequence)
+            starts.append(len(shared) * self._pool.block_size)
         if not queue:
             return None
-        choice = self._ladder.pick_context([s.num_known - s.num_computed for s in queue], [s.num_computed for s in queue], budget)
+        choice = self._ladder.pick_context([s.num_known - start for s, start in zip(queue, starts, strict=True)], starts, budget)
         if choice is None:
             return None
         chunks: list[Chunk] = []
         scheduled = [*generating]
-        for i, (sequence, length) in enumerate(zip(queue, choice.lengths, strict=False)):
-            if i >= started:
-                self._admit(sequence)
+        # All before the first allocation, which could evict what they are to share.
+        for sequence, shared in admissible[: max(0, len(choice.lengths) - started)]:
+            self._admit(sequence, shared)
+        for sequence, length in zip(queue, choice.lengths, strict=False):
             if sequence.status is not Status.RUNNING or not self._grow(sequence, length, scheduled):
                 break
             start = sequence.num_computed
@@ -171,32 +220,87 @@ class Scheduler:
             scheduled.append(sequence)
         return ContextStep(choice.bucket, tuple(chunks)) if chunks else None
 
-    def _admissible(self) -> Sequences[Sequence]:
-        """The waiting sequences that could be admitted together now, in order: each with a slot and blocks for all its tokens."""
-        chosen: list[Sequence] = []
+    def _admissible(self) -> list[tuple[Sequence, list[int]]]:
+        """The waiting sequences that could be admitted together now, in order, each with the blocks that it can share.
+
+        There is a slot for each, and blocks for all its tokens.
+        """
+        chosen: list[tuple[Sequence, list[int]]] = []
+        if not self._free_slots or not self.waiting:
+            return chosen
         free = self._pool.num_free - (self._watermark if self.running else 0)
         # Prompts under way have a claim on the blocks of the chunks that they have not computed yet.
         free -= sum(self._pool.blocks_for(s.num_known) - len(s.block_ids) for s in self.running if not s.generating)
         for sequence in self.waiting:
-            free -= self._pool.blocks_for(sequence.num_known)
             # A preempted sequence waits until what was on its way has been read.
-            if free < 0 or len(chosen) >= len(self._free_slots) or sequence.in_flight:
+            if len(chosen) >= len(self._free_slots) or sequence.in_flight:
                 break
-            chosen.append(sequence)
+            if self._waits_for_leader(sequence):
+                continue
+            needed = self._pool.blocks_for(sequence.num_known)
+            shared = self._sharable(sequence, needed - free)
+            free -= needed - len(shared) + self._pool.num_idle(shared)
+            if free < 0:
+                break
+            chosen.append((sequence, shared))
         return chosen
 
-    def _admit(self, sequence: Sequence) -> None:
-        self.waiting.remove(sequence)
+    def _waits_for_leader(self, sequence: Sequence) -> bool:
+        """Whether another completion of its request is still computing the blocks of the prompt that it can share."""
+        leader = sequence.leader
+        if leader is None or sequence.output_ids or leader.status is Status.FINISHED:
+            return False
+        return leader.num_computed // self._pool.block_size < (len(sequence.prompt_ids) - 1) // self._pool.block_size
+
+    def _sharable(self, sequence: Sequence, at_least: int) -> list[int]:
+        """Computed blocks that `sequence` can begin with; none where they are fewer than `at_least`, which costs no search.
+
+        One token is left to compute, since there would be nothing to sample from otherwise.
+        """
+        size = self._pool.block_size
+        most = (sequence.num_known - 1) // size
+        if at_least > most:
+            return []
+        if not self._prefix_caching:
+            leader = sequence.leader
+            return leader.block_ids[: (len(sequence.prompt_ids) - 1) // size] if leader and leader.status is Status.RUNNING else []
+        digests = sequence.full_digests(size)
+        if at_least > 0 and not self._pool.holds(digests[at_least - 1]):
+            return []
+        return self._pool.find(islice(digests, most))
+
+    def _publish(self, sequence: Sequence) -> None:
+        """Let others find the blocks whose tokens are known and whose KV is computed or on the way."""
+        size = self._pool.block_size
+        full = min(sequence.num_computed, sequence.num_known) // size
+        if full <= sequence.num_published or not self._prefix_caching:
+            return
+        digests = sequence.full_digests(size)
+        for at in range(sequence.num_published, full):
+            self._pool.publish(sequence.block_ids[at], digests[at])
+        sequence.num_published = full
+
+    def _admit(self, sequence: Sequence, shared: list[int]) -> None:
+        self._leave_queue(sequence)
         sequence.status, sequence.slot = Status.RUNNING, self._free_slots.pop()
-        self.running.append(sequence)
+        insort(self.running, sequence, key=_rank)
+        self._pool.share(shared)
+        self.tables.append(sequence.slot, 0, shared)
+        sequence.block_ids, sequence.num_published = shared[:], len(shared)
+        sequence.num_computed = len(shared) * self._pool.block_size
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = sequence.num_computed
+            if self._prefix_caching:
+                self.prefix_queries += sequence.num_known
+                self.prefix_hits += sequence.num_computed
         if sequence.metrics.first_scheduled_time is None:
             sequence.metrics.first_scheduled_time = time.monotonic()
 
     def _grow(self, sequence: Sequence, tokens: int, scheduled: Sequences[Sequence]) -> bool:
-        """Give `sequence` blocks for `tokens` more tokens, preempting the newest sequences for them.
+        """Give `sequence` blocks for `tokens` more tokens, preempting the last in line for them.
 
-        Sequences that this iteration has scheduled keep theirs. Something always goes on: the oldest sequence can take every block
-        but its own, and the pool holds the longest sequence.
+        Sequences that this iteration has scheduled keep theirs. Something always goes on: the first in line can take every
+        block but its own, and the pool holds the longest sequence.
 
         Returns:
             Whether it has its blocks; where not, it waits for a later iteration or lost its own place.
@@ -219,14 +323,23 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._take_back(sequence)
-        sequence.status, sequence.num_computed, sequence.resident = Status.WAITING, 0, False
+        sequence.status, sequence.num_computed, sequence.num_published, sequence.resident = Status.WAITING, 0, 0, False
         sequence.metrics.num_preemptions += 1
         self.preemptions += 1
-        self.waiting.appendleft(sequence)
+        self._wait(sequence)
+
+    def _wait(self, sequence: Sequence) -> None:
+        insort(self.waiting, sequence, key=_rank)
+        self.waiting_tokens += sequence.queued_tokens
+
+    def _leave_queue(self, sequence: Sequence) -> None:
+        self.waiting.remove(sequence)
+        self.waiting_tokens -= sequence.queued_tokens
 
     def _take_back(self, sequence: Sequence) -> None:
         # Graphs run in the order of their dispatch, so blocks and slot can be given on at once: whatever still is on its way to
         # them is overwritten by whoever uses them next.
+        # From the end: the start of a prefix is of use without its end, and not the other way round.
         self._pool.release(reversed(sequence.block_ids))
         sequence.block_ids = []
         if sequence.slot is not None:

@@ -8,6 +8,7 @@ from enum import Enum
 from itertools import count
 
 from xlaserve.engine.outputs import FinishReason, RequestMetrics
+from xlaserve.paged.prefix import chain, root_digest
 from xlaserve.sampling.params import SamplingParams
 
 _KEYS = count()
@@ -38,6 +39,8 @@ class Sequence:
         seed: 64-bit key of its random stream.
         max_tokens: prompt and output tokens at which it ends.
         metrics: timing, shared by the request's completions.
+        leader: the request's first completion, whose prompt blocks this one shares; None for the first itself.
+        bad_words: token ids of each text that must not be generated.
         key: what the user's side and the engine call it; never given twice in a process.
     """
 
@@ -50,17 +53,23 @@ class Sequence:
     seed: int
     max_tokens: int
     metrics: RequestMetrics
+    leader: Sequence | None = None
     key: int = field(default_factory=_KEYS.__next__)
     status: Status = Status.WAITING
+    rank: tuple[int, int] = (0, 0)  # place in line: priority, then arrival
     output_ids: list[int] = field(default_factory=list[int])
     in_flight: int = 0  # sampled on the device, not read yet
     num_computed: int = 0
     block_ids: list[int] = field(default_factory=list[int])
     slot: int | None = None
     resident: bool = False  # whether the table of last tokens holds its newest token
-    num_cached_tokens: int = 0
+    digests: list[bytes] = field(default_factory=list[bytes])
+    num_published: int = 0  # blocks, from the first on, that have been offered for sharing
+    num_prompt_counted: int = 0  # prompt tokens that statistics have counted
+    num_cached_tokens: int | None = None  # tokens that it did not have to compute when it was admitted first
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
     @property
     def num_known(self) -> int:
@@ -78,6 +87,11 @@ class Sequence:
         return len(self.output_ids) + self.in_flight
 
     @property
+    def queued_tokens(self) -> int:
+        """Tokens of its prompt that count as waiting while it waits: completions share one prompt."""
+        return len(self.prompt_ids) if self.leader is None else 0
+
+    @property
     def generating(self) -> bool:
         """Whether only its newest token is to be computed, and the device has that one in the table of last tokens."""
         return self.resident and self.num_computed == self.num_tokens - 1
@@ -86,6 +100,17 @@ class Sequence:
     def exhausted(self) -> bool:
         """Whether nothing is to be sampled any more, although the last tokens may not have been read."""
         return self.num_tokens >= self.max_tokens
+
+    def full_digests(self, block_size: int) -> list[bytes]:
+        """Digests of all blocks that its known tokens fill. Each is computed once; completions of one prompt compute it once for all."""
+        full = self.num_known // block_size
+        digests = self.digests
+        if len(digests) < full:
+            if not digests and self.leader is not None:
+                digests += self.leader.digests[: len(self.prompt_ids) // block_size]
+            parent = digests[-1] if digests else root_digest(self.params.cache_salt or "")
+            digests += chain(parent, self.tokens(len(digests) * block_size, full * block_size), block_size)
+        return digests
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Known token ids from place `start` to before `stop`."""

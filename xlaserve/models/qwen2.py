@@ -21,6 +21,6 @@ def qwen_layers(raw: Mapping[str, Any], base: ModelConfig) -> tuple[LayerAttenti
     read = ConfigReader(raw)
     slides = read.flag("use_sliding_window", False)
     window = read.integer("sliding_window", 4096) if slides else None
-    first = int(raw.get("max_window_layers", 28))
+    first = 28 if raw.get("max_window_layers") is None else int(raw["max_window_layers"])
     windows = read.windows(base.num_layers, window, {i: i >= first for i in range(base.num_layers)})
     return tuple(LayerAttention(w, base.layers[0].rope) for w in windows)

@@ -59,7 +59,7 @@ def load_weights(
             host[at : at + rows] = stored
             at += rows
         # The buffer is aligned as the CPU client wants it, so that there it is taken over and not copied.
-        placed.append(jax.device_put(host, device, may_alias=True))
+        placed.append(jax.device_put(host, device))
     return tuple(placed)
 
 

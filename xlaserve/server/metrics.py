@@ -123,6 +123,8 @@ def _shared_families(stats: EngineStats, prefix: str, labels: dict[str, str]) ->
         ("prompt_tokens", "Prompt tokens computed or reused.", stats.prompt_tokens),
         ("generation_tokens", "Tokens generated.", stats.generation_tokens),
         ("num_preemptions", "Times a running request gave its blocks back.", stats.preemptions),
+        ("prefix_cache_queries", "Tokens of requests that looked for computed KV blocks.", stats.prefix_cache_queries),
+        ("prefix_cache_hits", "Of these, tokens in blocks that were found.", stats.prefix_cache_hits),
     ):
         yield _counter(prefix + name, documentation, value, labels)
     finished = CounterMetricFamily(prefix + "request_success", "Finished requests by reason.", labels=[*names, "finished_reason"])

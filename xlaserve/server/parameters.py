@@ -12,7 +12,18 @@ from xlaserve.server.protocol import ChatCompletionRequest, CompletionRequest, G
 
 COMPLETION_MAX_TOKENS = 16
 _FROM_CHECKPOINT = ("temperature", "top_p", "top_k", "min_p")
-_AS_GIVEN = ("n", "seed", "stop", "stop_token_ids", "min_tokens", "ignore_eos", "include_stop_str_in_output", "skip_special_tokens")
+_AS_GIVEN = (
+    "n",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "min_tokens",
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "skip_special_tokens",
+    "priority",
+    "cache_salt",
+)
 
 
 def sampling_params(request: GenerationRequest, engine: Engine, prompt_tokens: int, prompt_field: str) -> SamplingParams:

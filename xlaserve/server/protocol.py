@@ -85,6 +85,8 @@ class GenerationRequest(BaseModel):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
+    priority: Integer | None = None
+    cache_salt: str | None = None
 
     @field_validator("stream_options")
     @classmethod

@@ -45,8 +45,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "return_tokens_as_token_ids": (False,),
     "thinking_token_budget": (-1,),
     "repetition_detection": (),
-    "cache_salt": (),
-    "priority": (0,),
     "stream_interval": (1,),
     "documents": ([],),
     "chat_template": (),
