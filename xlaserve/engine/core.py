@@ -7,8 +7,7 @@ Everything that reaches it has been validated; it belongs to one thread.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from xlaserve.buckets.compile_events import COMPILE_EVENTS
 from xlaserve.buckets.graphs import StepOutput
 from xlaserve.buckets.ladder import Bucket
 from xlaserve.engine.batch import Batch, BatchBuilder
+from xlaserve.engine.messages import TokenEvent
 from xlaserve.engine.outputs import EngineStats, FinishReason
 from xlaserve.engine.runner import Runner, read
 from xlaserve.engine.scheduler import Decision, Scheduler
@@ -24,25 +24,6 @@ from xlaserve.engine.sequence import Sequence
 from xlaserve.engine.trace import StepRecord, StepTrace
 from xlaserve.paged.block_pool import BlockPool
 from xlaserve.sampling.scores import TokenScore, read_scores
-
-
-class TokenEvent(NamedTuple):
-    """One step of one sequence, for whoever makes text of it.
-
-    Args:
-        sequence: the sequence; only its identity and metrics may be read outside the engine's thread.
-        token: the new token, None where there is none.
-        finish_reason: set on the sequence's last event.
-        stop_reason: the stop id that ended it, if one did.
-        scores: of the token and the most likely ones, where the sequence asks for log probabilities.
-    """
-
-    sequence: Sequence
-    token: int | None
-    finish_reason: FinishReason | None
-    stop_reason: int | str | None
-    scores: list[TokenScore] | None = None
-
 
 _Fetched = tuple[list[int], NDArray[np.int32] | None]
 """Tokens of each row of a graph, and scores where they were asked for."""
@@ -213,7 +194,7 @@ class EngineCore:
                     metrics.first_token_time = now
                 top = sequence.params.logprobs
                 scored = None if scores is None or top is None else read_scores(scores[row], tokens[row], top)
-                events.append(TokenEvent(sequence, tokens[row], sequence.finish_reason, sequence.stop_reason, scored))
+                events.append(_event(sequence, tokens[row], scored))
         self._counters.generation_tokens += len(events)
 
 
@@ -223,6 +204,14 @@ def _fetch(decision: Decision, outputs: list[StepOutput]) -> list[_Fetched]:
         (read(output.tokens).tolist(), read(output.scores) if any(s.params.logprobs is not None for s, _ in rows) else None)
         for output, rows in zip(outputs, decision.rows, strict=True)
     ]
+
+
+def _event(sequence: Sequence, token: int, scores: list[TokenScore] | None) -> TokenEvent:
+    """What the user's side is told about a new token; timing goes with the first and the last of a sequence."""
+    reason = sequence.finish_reason
+    if reason is None and len(sequence.output_ids) > 1:
+        return TokenEvent(sequence.key, token, scores=scores)
+    return TokenEvent(sequence.key, token, reason, sequence.stop_reason, scores, replace(sequence.metrics), sequence.num_cached_tokens or 0)
 
 
 def _prompt_tokens(decision: Decision) -> int:
