@@ -21,7 +21,7 @@ from tests.conftest import TINY_ENGINE
 from tests.server.live import TIMEOUT, Live, live_server
 from tests.server.served import Served
 from tests.server.served import serving as serving_processes
-from tests.server.sse import endings, events, texts
+from tests.server.sse import endings, events, logprobs, texts
 from tests.server.test_bad_input import assert_error
 from xlaserve import AsyncLLM
 
@@ -60,6 +60,7 @@ def assert_becomes_idle(live: Served) -> None:
     raise AssertionError("blocks stay in use")
 
 
+TOLERANCE = 1e-4
 CASES: list[tuple[str, dict[str, Any]]] = [
     (COMPLETIONS, {"prompt": "hello", "temperature": 0}),
     (COMPLETIONS, {"prompt": "hello", "seed": 1, "max_tokens": 40}),
@@ -75,8 +76,30 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     (COMPLETIONS, {"prompt": "hello", "seed": 5, "max_tokens": 60, "stop_token_ids": list(range(0, 512, 40)), "ignore_eos": True}),
     (COMPLETIONS, {"prompt": "hello", "seed": 6, "temperature": 2, "top_p": 0.7, "min_p": 0.01, "max_tokens": 60}),
     (CHAT, {**HELLO, "seed": 7, "max_tokens": 40, "n": 2}),
+    (COMPLETIONS, {"prompt": "hello", "seed": 8, "max_tokens": 40, "logprobs": 3, "n": 2, "stop": ["e", "th"]}),
+    (CHAT, {**HELLO, "seed": 9, "max_tokens": 40, "logprobs": True, "top_logprobs": 5, "presence_penalty": 1.5}),
+    (
+        COMPLETIONS,
+        {
+            "prompt": ["hello", "x"],
+            "seed": 9,
+            "max_tokens": 40,
+            "repetition_penalty": 1.3,
+            "logit_bias": {"7": 4},
+            "bad_words": ["a", "th"],
+        },
+    ),
     (CHAT, {**HELLO, "temperature": 0}),
 ]
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Equal but for the noise of logits that were computed in other company."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(alike(x, y) for x, y in zip(a, b, strict=True))
+    return bool(abs(a - b) < TOLERANCE) if isinstance(a, float) else bool(a == b)
 
 
 @pytest.mark.parametrize(("path", "body"), CASES)
@@ -87,9 +110,49 @@ def test_stream_equals_whole(tiny: Served, path: str, body: dict[str, Any]) -> N
     chunks = events(tiny.client.post(path, json={**body, "stream": True, "stream_options": {"include_usage": True}}))
     content = {choice["index"]: choice["message"]["content"] if path == CHAT else choice["text"] for choice in whole["choices"]}
     assert texts(chunks) == content
+    assert alike(logprobs(chunks), logprobs([whole]))
+    assert bool(logprobs(chunks)) == bool(body.get("logprobs"))
     assert endings(chunks) == {choice["index"]: (choice["finish_reason"], choice["stop_reason"]) for choice in whole["choices"]}
-    assert chunks[-1]["usage"] == whole["usage"]
+    # All but the cached tokens: the second of two equal requests finds the prompt of the first.
+    counts = ("prompt_tokens", "completion_tokens", "total_tokens")
+    assert [chunks[-1]["usage"][name] for name in counts] == [whole["usage"][name] for name in counts]
     assert {reason for reason, _ in endings(chunks).values()} <= {"stop", "length"}
+
+
+def test_logprobs_of_both_endpoints_are_of_the_same_tokens(tiny: Served) -> None:
+    body = {"prompt": "hello", "temperature": 0, "max_tokens": 8, "ignore_eos": True, "logprobs": 4}
+    (choice,) = tiny.client.post(COMPLETIONS, json=body).json()["choices"]
+    found = choice["logprobs"]
+    assert len(found["tokens"]) == len(found["token_logprobs"]) == len(found["top_logprobs"]) == 8
+    for token, value, top in zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True):
+        assert top[token] == value == max(top.values()), "greedy"
+        assert 4 >= len(top) > 1
+    answer = tiny.client.post(CHAT, json={**HELLO, "temperature": 0, "max_tokens": 8, "logprobs": True, "top_logprobs": 2}).json()
+    (choice,) = answer["choices"]
+    content = choice["logprobs"]["content"]
+    assert len(content) == answer["usage"]["completion_tokens"]
+    shown = content[:-1] if choice["finish_reason"] == "stop" else content
+    assert (
+        b"".join(bytes(item["bytes"]) for item in shown)
+        .decode("utf-8", "replace")
+        .startswith(choice["message"]["content"].rstrip("\ufffd"))
+    )
+    for item in content:
+        assert item["top_logprobs"][0] == {name: item[name] for name in ("token", "logprob", "bytes")}
+
+
+def test_penalties_change_the_answer(tiny: Served) -> None:
+    body = {"prompt": "hello", "temperature": 0, "max_tokens": 30, "ignore_eos": True}
+    plain = tiny.client.post(COMPLETIONS, json=body).json()["choices"][0]["text"]
+    for extra in (
+        {"frequency_penalty": 2},
+        {"presence_penalty": 2},
+        {"repetition_penalty": 2},
+        {"logit_bias": {"7": 100}},
+        {"allowed_token_ids": [7]},
+    ):
+        assert tiny.client.post(COMPLETIONS, json={**body, **extra}).json()["choices"][0]["text"] != plain
+    assert tiny.client.post(COMPLETIONS, json=body).json()["choices"][0]["text"] == plain
 
 
 def test_stop_strings_end_the_text_before_the_match(tiny: Served) -> None:

@@ -22,6 +22,8 @@ class TextCodec(Protocol):
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
 
+    def token_bytes(self, token_id: int) -> bytes: ...
+
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
