@@ -113,7 +113,9 @@ def test_stream_equals_whole(tiny: Served, path: str, body: dict[str, Any]) -> N
     assert alike(logprobs(chunks), logprobs([whole]))
     assert bool(logprobs(chunks)) == bool(body.get("logprobs"))
     assert endings(chunks) == {choice["index"]: (choice["finish_reason"], choice["stop_reason"]) for choice in whole["choices"]}
-    assert chunks[-1]["usage"] == whole["usage"]
+    # All but the cached tokens: the second of two equal requests finds the prompt of the first.
+    counts = ("prompt_tokens", "completion_tokens", "total_tokens")
+    assert [chunks[-1]["usage"][name] for name in counts] == [whole["usage"][name] for name in counts]
     assert {reason for reason, _ in endings(chunks).values()} <= {"stop", "length"}
 
 

@@ -78,7 +78,7 @@ class Plan:
     def info(self) -> EngineInfo:
         """What the user's side must know of the engine."""
         stored = self.checkpoint.generation_config
-        names = ("temperature", "top_k", "top_p", "min_p")
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
         return EngineInfo(
             model_name=self.name,
             checkpoint=str(self.checkpoint.path),
