@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from xlaserve.engine.config import EngineConfig as EngineConfig
     from xlaserve.engine.llm import LLM as LLM
     from xlaserve.engine.outputs import CompletionOutput as CompletionOutput
+    from xlaserve.engine.outputs import Logprob as Logprob
     from xlaserve.engine.outputs import RequestOutput as RequestOutput
     from xlaserve.sampling.params import SamplingParams as SamplingParams
 
@@ -23,11 +24,12 @@ _PUBLIC = {
     "AsyncLLM": "xlaserve.engine.async_llm",
     "CompletionOutput": "xlaserve.engine.outputs",
     "EngineConfig": "xlaserve.engine.config",
+    "Logprob": "xlaserve.engine.outputs",
     "RequestOutput": "xlaserve.engine.outputs",
     "SamplingParams": "xlaserve.sampling.params",
 }
 
-__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "EngineConfig", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "EngineConfig", "Logprob", "RequestOutput", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,12 +18,16 @@ from xlaserve.buckets import compiler as compiler_module
 from xlaserve.buckets.compile_events import COMPILE_EVENTS
 from xlaserve.buckets.compiler import Compiler, Graph, collect, store_key
 from xlaserve.buckets.graphs import GraphSpec, lower
-from xlaserve.buckets.ladder import Bucket, Ladder, make_ladder
+from xlaserve.buckets.ladder import SEAT, Bucket, Ladder, SeatBucket, make_ladder
 from xlaserve.buckets.layout import row_width
 from xlaserve.buckets.store import GraphStore
 from xlaserve.engine.batch import empty_batch
+from xlaserve.engine.seating import seating
 from xlaserve.models.checkpoint import open_checkpoint
 from xlaserve.models.registry import model_config
+from xlaserve.sampling.params import SamplingParams
+from xlaserve.sampling.scores import SCORE_WIDTH
+from xlaserve.sampling.slot_state import SlotState
 
 LADDER = make_ladder(max_model_len=64, max_num_seqs=2, max_num_batched_tokens=16, block_size=16, static_width=False)
 
@@ -33,18 +38,18 @@ class Setup:
 
     spec: GraphSpec
     store: GraphStore
-    graphs: dict[Bucket, Graph]
+    graphs: dict[Bucket | SeatBucket, Graph]
 
 
 def device() -> jax.Device:
     return jax.devices("cpu")[0]
 
 
-def prepare(spec: GraphSpec, store: GraphStore | None, ladder: Ladder = LADDER) -> dict[Bucket, Graph]:
+def prepare(spec: GraphSpec, store: GraphStore | None, ladder: Ladder = LADDER) -> dict[Bucket | SeatBucket, Graph]:
     done: list[int] = []
     graphs = collect(Compiler(spec, device(), store, threads=2).start(ladder), lambda _graph, count: done.append(count))
-    assert done == list(range(1, len(ladder.buckets) + 1))
-    assert set(graphs) == set(ladder.buckets)
+    assert done == list(range(1, len(ladder.graphs) + 1))
+    assert set(graphs) == set(ladder.graphs)
     return graphs
 
 
@@ -65,14 +70,18 @@ def setup(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
 def arguments(spec: GraphSpec) -> tuple[Any, Any, Any]:
     rng = np.random.default_rng(0)
     params = tuple(jnp.asarray(rng.normal(0, 0.05, p.shape), p.dtype) for p in spec.parameters().values())
-    return params, tuple(jnp.zeros(a.shape, a.dtype) for a in spec.kv()), jnp.zeros(spec.last_tokens().shape, jnp.int32)
+    return params, tuple(jnp.zeros(a.shape, a.dtype) for a in spec.kv()), zeros(spec)
+
+
+def zeros(spec: GraphSpec) -> SlotState:
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), spec.state())
 
 
 def test_the_first_preparation_compiles_and_keeps(setup: Setup) -> None:
     assert {graph.source for graph in setup.graphs.values()} == {"compiled"}
     assert {graph.note for graph in setup.graphs.values()} == {None}
     kept = {path.name for path in setup.store.directory.iterdir()}
-    assert kept == {"manifest.json"} | {f"{b.name}.xla" for b in LADDER.buckets}
+    assert kept == {"manifest.json"} | {f"{b.name}.xla" for b in LADDER.graphs}
 
 
 def test_the_second_preparation_loads_and_compiles_nothing(setup: Setup) -> None:
@@ -83,13 +92,19 @@ def test_the_second_preparation_loads_and_compiles_nothing(setup: Setup) -> None
     for bucket in LADDER.buckets:
         results = []
         for run in (setup.graphs[bucket].run, graphs[bucket].run):
-            params, kv, last = arguments(setup.spec)
+            params, kv, state = arguments(setup.spec)
             batch = empty_batch(bucket, 2)
             batch[0, 0] = 1
             batch[0, row_width(bucket) - bucket.width] = 3
-            kv, last, sampled = run(params, kv, last, batch)
-            results.append([np.asarray(x) for x in (*kv, last, sampled)])
+            kv, state, output = run(params, kv, state, batch)
+            results.append([np.asarray(x) for x in (*kv, *state, *output)])
         assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True)), bucket.name
+    seatings = seating(
+        SimpleNamespace(slot=1, params=SamplingParams(repetition_penalty=2), prompt_ids=[3], output_ids=[], bad_words=()), 512
+    )  # type: ignore[arg-type]
+    seated = [[np.asarray(x) for x in run(zeros(setup.spec), *seatings)] for run in (setup.graphs[SEAT].run, graphs[SEAT].run)]
+    assert all(np.array_equal(a, b) for a, b in zip(*seated, strict=True))
+    assert seated[0][1][1, 3] == 1
     # The runs above compiled nothing either, apart from the arguments made here.
     assert COMPILE_EVENTS.count >= before
 
@@ -162,25 +177,35 @@ def test_a_graph_that_does_not_compile_is_an_error(setup: Setup, monkeypatch: py
         prepare(setup.spec, None)
 
 
-def test_kv_and_last_tokens_are_updated_in_place_in_every_graph(setup: Setup) -> None:
-    held = [*setup.spec.kv(), setup.spec.last_tokens()]
-    wanted = sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in held)
-    for bucket, graph in setup.graphs.items():
-        analysis = graph.run.memory_analysis()  # type: ignore[attr-defined]
+def size(arrays: Iterable[Any]) -> int:
+    return sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in arrays)
+
+
+def test_a_slot_is_loaded_in_place(setup: Setup) -> None:
+    analysis = setup.graphs[SEAT].run.memory_analysis()  # type: ignore[attr-defined]
+    assert analysis.alias_size_in_bytes == size(setup.spec.state())
+    assert analysis.temp_size_in_bytes < size([setup.spec.state().seen])
+
+
+def test_kv_and_state_are_updated_in_place_in_every_graph(setup: Setup) -> None:
+    held = [*setup.spec.kv(), *setup.spec.state()]
+    wanted = size(held)
+    for bucket in LADDER.buckets:
+        analysis = setup.graphs[bucket].run.memory_analysis()  # type: ignore[attr-defined]
         assert analysis.alias_size_in_bytes == wanted, bucket.name
-        # What is not aliased is the sampled tokens (and the pointers of the result tuple).
-        pointers = 8 * (len(held) + 1)
-        assert analysis.output_size_in_bytes - wanted <= bucket.rows * 4 + pointers, bucket.name
+        # What is not aliased is the sampled tokens and their scores (and the pointers of the result tuple).
+        pointers = 8 * (len(held) + 2)
+        assert analysis.output_size_in_bytes - wanted <= bucket.rows * 4 * (1 + SCORE_WIDTH) + pointers, bucket.name
 
 
 def test_old_kv_is_gone_after_a_step(setup: Setup) -> None:
     bucket = LADDER.generate[0]
-    params, kv, last = arguments(setup.spec)
-    at = [a.unsafe_buffer_pointer() for a in (*kv, last)]
-    new_kv, new_last, _ = setup.graphs[bucket].run(params, kv, last, empty_batch(bucket, 2))
-    assert all(a.is_deleted() for a in (*kv, last))
+    params, kv, state = arguments(setup.spec)
+    at = [a.unsafe_buffer_pointer() for a in (*kv, *state)]
+    new_kv, new_state, _ = setup.graphs[bucket].run(params, kv, state, empty_batch(bucket, 2))
+    assert all(a.is_deleted() for a in (*kv, *state))
     assert not any(p.is_deleted() for p in params)
-    assert [a.unsafe_buffer_pointer() for a in (*new_kv, new_last)] == at
+    assert [a.unsafe_buffer_pointer() for a in (*new_kv, *new_state)] == at
 
 
 def test_weights_are_arguments_and_not_in_the_graph(setup: Setup) -> None:
@@ -195,20 +220,20 @@ def test_weights_are_arguments_and_not_in_the_graph(setup: Setup) -> None:
         assert sizes, "the pattern must find constants at all"
         assert largest <= 256, bucket.name
         signature = text[: text.index("->")]
-        assert signature.count("%arg") == len(setup.spec.parameters()) + len(setup.spec.kv()) + 2
+        assert signature.count("%arg") == len(setup.spec.parameters()) + len(setup.spec.kv()) + len(setup.spec.state()) + 1
     assert setup.store.directory.stat()
-    weights = sum(int(np.prod(p.shape)) * 4 for p in setup.spec.parameters().values())
-    assert all((setup.store.directory / f"{b.name}.xla").stat().st_size < weights for b in LADDER.buckets)
+    sizes = {b.name: (setup.store.directory / f"{b.name}.xla").stat().st_size for b in LADDER.buckets}
+    assert max(sizes.values()) < 1 << 20, "code alone is half of that"
 
 
 def test_another_shape_is_an_error_and_not_a_compile(setup: Setup) -> None:
     bucket = LADDER.generate[0]
-    params, kv, last = arguments(setup.spec)
+    params, kv, state = arguments(setup.spec)
     good = empty_batch(bucket, 2)
     before = COMPILE_EVENTS.count
     for batch in (np.concatenate((good, good)), good[:, :-1].copy(), good[0], good.astype(np.float32)):
         with pytest.raises(TypeError):
-            setup.graphs[bucket].run(params, kv, last, batch)
+            setup.graphs[bucket].run(params, kv, state, batch)
     assert COMPILE_EVENTS.count == before
     assert not kv[0].is_deleted()
 

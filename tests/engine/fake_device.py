@@ -11,6 +11,7 @@ from collections.abc import Sequence as Sequences
 import numpy as np
 from numpy.typing import NDArray
 
+from xlaserve.buckets.graphs import StepOutput
 from xlaserve.buckets.ladder import Bucket, ContextBucket
 from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, row_width, table_at
 
@@ -65,7 +66,7 @@ class FakeRunner:
         self._last = np.full(max_num_seqs + 1, -1, np.int64)
         self.runs = 0
 
-    def run(self, bucket: Bucket, batch: NDArray[np.int32]) -> NDArray[np.int32]:
+    def run(self, bucket: Bucket, batch: NDArray[np.int32]) -> StepOutput:
         """Check and compute one graph."""
         assert batch.shape == (bucket.rows, row_width(bucket))
         assert batch.dtype == np.int32
@@ -76,7 +77,7 @@ class FakeRunner:
         with np.errstate(over="ignore"):
             sampled = np.array([self._row(bucket, row) for row in batch], np.int32)
         self._last[slots] = sampled
-        return sampled
+        return StepOutput(sampled, np.zeros((len(sampled), 0), np.int32))  # type: ignore[arg-type]
 
     def _row(self, bucket: Bucket, row: NDArray[np.int32]) -> int:
         start, length = int(row[Header.START]), int(row[Header.LENGTH])

@@ -148,8 +148,8 @@ def test_abort_frees_the_blocks(way: str, model: str) -> None:
     async def test() -> None:
         async with engine(model) as llm:
             await ways[way](llm)
-            await until(lambda: idle(llm))
-            assert llm.stats().finished.get("abort") == 1
+            await until(lambda: llm.stats().finished.get("abort") == 1)
+            assert idle(llm)
             assert (await whole(llm.generate(PROMPT, LONG)))[2].outputs[0].finish_reason == "length"
 
     run(test())

@@ -61,7 +61,8 @@ def test_padding_is_a_greedy_token_of_the_null_block_into_the_spare_place(bucket
     assert (batch[:, Header.LENGTH] == 1).all()
     assert (batch[:, Header.START] == 0).all()
     assert (as_float(batch[:, Header.TEMPERATURE]) == 0).all()
-    assert (as_float(batch[:, Header.TOP_P]) == 1).all()
+    assert (as_float(batch[:, [Header.TOP_P, Header.REPETITION]]) == 1).all()
+    assert (batch[:, [Header.PRESENCE, Header.FREQUENCY, Header.BIASED, Header.WORDED]] == 0).all()
     assert (batch[:, BANNED_AT:TOKENS_AT] == -1).all()
     assert (batch[:, TOKENS_AT:] == 0).all()
 
@@ -84,6 +85,17 @@ def test_a_chunk_that_is_not_the_last_samples_nothing() -> None:
     assert row[Header.SLOT] == SLOTS
     assert as_float(row[[Header.TEMPERATURE]]) == 0
     assert (row[BANNED_AT:TOKENS_AT] == -1).all()
+
+
+def test_what_changes_logits_is_said_where_a_token_is_sampled() -> None:
+    sequence = make(0, prompt=list(range(60)), presence_penalty=0.5, frequency_penalty=-1.0, repetition_penalty=1.5, logit_bias={1: 2})
+    sequence.bad_words = ((1, 2),)
+    build = builder([4, 5, 6, 7])
+    first, last = context(build, sequence, 0, 32)[0], context(build, sequence, 32, 28)[0]
+    fields = [Header.PRESENCE, Header.FREQUENCY, Header.REPETITION]
+    assert as_float(first[fields]).tolist() == [0, 0, 1]
+    assert as_float(last[fields]).tolist() == [0.5, -1, 1.5]
+    assert (first[[Header.BIASED, Header.WORDED]].tolist(), last[[Header.BIASED, Header.WORDED]].tolist()) == ([0, 0], [1, 1])
 
 
 def test_tokens_generated_before_a_preemption_are_computed_again() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.tooling.properties import examples
 from xlaserve.buckets.ladder import make_ladder
 from xlaserve.engine.config import EngineConfig, Limits, settle, settle_dtype
+from xlaserve.engine.seating import slot_bytes
 from xlaserve.errors import ConfigError
 from xlaserve.models.config import LayerAttention, ModelConfig, Rope
 from xlaserve.platforms.platform import Platform
@@ -68,7 +69,7 @@ def test_defaults_come_from_model_and_platform() -> None:
 
 
 def test_memory_bounds_blocks_and_length() -> None:
-    budget = 100 * 16 * TOKEN_BYTES
+    budget = 100 * 16 * TOKEN_BYTES + slot_bytes(PLATFORM.max_num_seqs, MODEL.vocab_size)
     tight = replace(PLATFORM, budget=budget + 16 * TOKEN_BYTES - 1)
     assert limits(tight).num_blocks == 101
     assert limits(tight).max_model_len == 1600

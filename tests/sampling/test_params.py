@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from xlaserve.errors import InvalidRequestError
-from xlaserve.sampling.params import GREEDY_EPSILON, MAX_N, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS, SamplingParams
+from xlaserve.sampling.params import (
+    GREEDY_EPSILON,
+    MAX_BAD_WORDS,
+    MAX_LOGIT_BIAS,
+    MAX_N,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    SamplingParams,
+)
 
 BAD: list[tuple[str, Any, str]] = [
     ("n", 0, "between 1 and 128, got 0"),
@@ -47,6 +55,36 @@ BAD: list[tuple[str, Any, str]] = [
     ("min_p", 1.01, "got 1.01"),
     ("min_p", math.nan, "got nan"),
     ("min_p", [0.1], r"got \[0.1\]"),
+    ("presence_penalty", 2.1, r"in \[-2, 2\], got 2.1"),
+    ("presence_penalty", "1", "got '1'"),
+    ("frequency_penalty", -2.1, "got -2.1"),
+    ("frequency_penalty", math.nan, "got nan"),
+    ("repetition_penalty", 0, r"in \[0.01, 100\], got 0"),
+    ("repetition_penalty", -1.0, "got -1.0"),
+    ("repetition_penalty", math.inf, "got inf"),
+    ("repetition_penalty", None, "got None"),
+    ("logit_bias", [1], "must map"),
+    ("logit_bias", 0, "must map"),
+    ("logit_bias", {"x": 1}, "got 'x'"),
+    ("logit_bias", {"\u00b2": 1}, "integer"),
+    ("logit_bias", {-1: 1}, "got -1"),
+    ("logit_bias", {True: 1}, "got True"),
+    ("logit_bias", {1: 100.5}, r"in \[-100, 100\], got 100.5"),
+    ("logit_bias", {1: "2"}, "got '2'"),
+    ("logit_bias", dict.fromkeys(range(MAX_LOGIT_BIAS + 1), 1.0), "at most 1024 entries, got 1025"),
+    ("allowed_token_ids", [], "at least one id"),
+    ("allowed_token_ids", 7, "got 7"),
+    ("allowed_token_ids", [-1], "got -1"),
+    ("allowed_token_ids", ["1"], "got '1'"),
+    ("logprobs", -1, "between 0 and 20, got -1"),
+    ("logprobs", 21, "got 21"),
+    ("logprobs", True, "got True"),
+    ("logprobs", 1.0, "got 1.0"),
+    ("bad_words", [""], "non-empty"),
+    ("bad_words", "", "non-empty"),
+    ("bad_words", [3], "got 3"),
+    ("bad_words", 3, "got 3"),
+    ("bad_words", ["x"] * (MAX_BAD_WORDS + 1), "at most 128 strings, got 129"),
     ("seed", 2**63, "got 9223372036854775808"),
     ("seed", -(2**63) - 1, "got -9223372036854775809"),
     ("seed", 1.5, "got 1.5"),
@@ -151,6 +189,16 @@ def test_lists_become_tuples_of_their_own() -> None:
     assert (SamplingParams().stop_strings, SamplingParams().stop_ids) == ((), ())
     assert dataclasses.replace(params, n=2).stop_strings == ("a", "b")
     assert hash(params) == hash(SamplingParams(stop=["a", "b"], stop_token_ids=[3, 4]))
+
+
+def test_logit_bias_takes_the_keys_of_json_and_copies() -> None:
+    given = {"7": 1, 8: -2.5}
+    params = SamplingParams(logit_bias=given)  # type: ignore[arg-type]
+    given["9"] = 3
+    assert params.logit_bias == {7: 1.0, 8: -2.5}
+    assert dataclasses.replace(params, n=2).logit_bias == params.logit_bias
+    assert SamplingParams(logit_bias={}) == SamplingParams(bad_words=[]) == SamplingParams()
+    assert SamplingParams(bad_words="a", allowed_token_ids=[3]) == SamplingParams(bad_words=["a"], allowed_token_ids=(3,))
 
 
 def test_nothing_can_be_changed_afterwards() -> None:

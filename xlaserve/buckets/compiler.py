@@ -21,13 +21,14 @@ import jax
 from jax.experimental import serialize_executable
 
 from xlaserve import __version__
-from xlaserve.buckets.graphs import GraphSpec, lower
-from xlaserve.buckets.ladder import Bucket, Ladder
+from xlaserve.buckets.graphs import GraphSpec, StepOutput, lower
+from xlaserve.buckets.ladder import Bucket, Ladder, SeatBucket
 from xlaserve.buckets.store import GraphStore
 from xlaserve.errors import ArtifactError
 from xlaserve.platforms.platform import Device
 
-Executable = Callable[..., tuple[tuple[jax.Array, ...], jax.Array, jax.Array]]
+Executable = Callable[..., Any]
+"""A compiled step, or the compiled `seat`; `xlaserve.buckets.graphs` says what they take and give."""
 _STACK_BYTES = 64 << 20  # lowering recurses deeper than a thread's default stack
 
 
@@ -43,7 +44,7 @@ class Graph:
         note: why it was compiled although the store had it, where that is so.
     """
 
-    bucket: Bucket
+    bucket: Bucket | SeatBucket
     run: Executable
     source: Literal["loaded", "compiled"]
     seconds: float
@@ -65,19 +66,18 @@ class Compiler:
         self._device = device
         self._store = store
         self._threads = threads or os.cpu_count() or 1
-        self._in_tree, self._out_tree = _trees(spec)
 
     def start(self, ladder: Ladder) -> list[Future[Graph]]:
         """Begin with every bucket, in the background; the futures raise what compiling raises."""
         previous = threading.stack_size(_STACK_BYTES)
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="compile")
         try:
-            return [pool.submit(self._prepare, bucket) for bucket in ladder.buckets]
+            return [pool.submit(self._prepare, bucket) for bucket in ladder.graphs]
         finally:
             threading.stack_size(previous)
             pool.shutdown(wait=False)
 
-    def _prepare(self, bucket: Bucket) -> Graph:
+    def _prepare(self, bucket: Bucket | SeatBucket) -> Graph:
         began = time.monotonic()
         note = None
         if self._store is not None:
@@ -95,23 +95,23 @@ class Compiler:
                 note = f"cannot be kept: {error}"
         return Graph(bucket, compiled, "compiled", seconds, note)
 
-    def _load(self, bucket: Bucket, content: bytes) -> Executable:
+    def _load(self, bucket: Bucket | SeatBucket, content: bytes) -> Executable:
         try:
             return serialize_executable.deserialize_and_load(
-                content, self._in_tree, self._out_tree, backend=self._device.platform, execution_devices=[self._device]
+                content, *_trees(self._spec, bucket), backend=self._device.platform, execution_devices=[self._device]
             )
         except Exception as error:  # whatever the platform's loader raises: the graph can be compiled again
             raise ArtifactError(f"{bucket.name}: stored executable does not load: {error}") from error
 
 
-def collect(futures: list[Future[Graph]], on_graph: Callable[[Graph, int], None]) -> dict[Bucket, Graph]:
+def collect(futures: list[Future[Graph]], on_graph: Callable[[Graph, int], None]) -> dict[Bucket | SeatBucket, Graph]:
     """Wait for all graphs.
 
     Args:
         futures: from `Compiler.start`.
         on_graph: called with each graph as it gets ready, and how many are ready.
     """
-    graphs: dict[Bucket, Graph] = {}
+    graphs: dict[Bucket | SeatBucket, Graph] = {}
     try:
         for future in as_completed(futures):
             graph = future.result()
@@ -150,10 +150,12 @@ def _source_digest() -> str:
     return hashlib.sha256(b"".join(found[module] for module in sorted(found))).hexdigest()[:16]
 
 
-def _trees(spec: GraphSpec) -> tuple[Any, Any]:
-    """Structures of a step's arguments and results, which executables need to be loaded."""
-    params, kv = (0,) * len(spec.parameters()), (0,) * len(spec.kv())
-    return jax.tree.structure(((params, kv, 0, 0), {})), jax.tree.structure((kv, 0, 0))
+def _trees(spec: GraphSpec, bucket: Bucket | SeatBucket) -> tuple[Any, Any]:
+    """Structures of a graph's arguments and results, which executables need to be loaded."""
+    params, kv, state = (0,) * len(spec.parameters()), (0,) * len(spec.kv()), spec.state()
+    if isinstance(bucket, SeatBucket):
+        return jax.tree.structure(((state, *(0 for _ in state)), {})), jax.tree.structure(state)
+    return jax.tree.structure(((params, kv, state, 0), {})), jax.tree.structure((kv, state, StepOutput(0, 0)))  # type: ignore[arg-type]
 
 
 def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:

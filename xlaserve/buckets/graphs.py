@@ -1,31 +1,47 @@
 """The step functions that buckets name: model, paged attention and sampling as one pure function of flat arrays.
 
-    step(params, kv, last_tokens, batch) -> (kv, last_tokens, sampled)
+    step(params, kv, state, batch) -> (kv, state, output)
+    seat(state, slot, ...) -> state
 
-`kv` and `last_tokens` are donated: the compiled graph updates them in place. Sampled tokens stay on the device in `last_tokens`, one
-place per sequence slot, where the next generate step reads them; the host reads `sampled` later.
+`kv` and `state` are donated: the compiled graph updates them in place. Sampled tokens stay on the device in the state, one place per
+sequence slot, where the next generate step reads them; the host reads `output` later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
-from xlaserve.buckets.ladder import Bucket, GenerateBucket
+from xlaserve.buckets.ladder import Bucket, GenerateBucket, SeatBucket
 from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, row_width, table_at
 from xlaserve.models.config import ModelConfig
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
 from xlaserve.paged.attention import PagedKV, StepShape
 from xlaserve.platforms.platform import AttentionKind, Device
+from xlaserve.sampling.logprobs import score
 from xlaserve.sampling.sampler import SamplingRows, sample
+from xlaserve.sampling.slot_state import AdjustmentRows, SlotState, adjust, advance, seat, state_shapes
 
-Step = Callable[[tuple[Array, ...], tuple[Array, ...], Array, Array], tuple[tuple[Array, ...], Array, Array]]
+
+class StepOutput(NamedTuple):
+    """What a step has for the host.
+
+    Args:
+        tokens: int32 `[rows]`, the sampled tokens.
+        scores: int32 `[rows, SCORE_WIDTH]`, their log probabilities as `xlaserve.sampling.scores` reads them.
+    """
+
+    tokens: Array
+    scores: Array
+
+
+Step = Callable[[tuple[Array, ...], tuple[Array, ...], SlotState, Array], tuple[tuple[Array, ...], SlotState, StepOutput]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +75,9 @@ class GraphSpec:
         shape = (self.num_blocks, self.model.num_kv_heads, self.block_size, self.model.head_dim)
         return (jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype)),) * (2 * self.model.num_layers)
 
-    def last_tokens(self) -> jax.ShapeDtypeStruct:
-        """Shape of the table of last tokens: one place per slot, and a spare one that padding writes to."""
-        return jax.ShapeDtypeStruct((self.max_num_seqs + 1,), jnp.int32)
+    def state(self) -> SlotState:
+        """Shapes of `state`: a row per slot, and a spare one for padding."""
+        return state_shapes(self.max_num_seqs, self.model.vocab_size)
 
 
 def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
@@ -69,10 +85,12 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
     names = tuple(spec.parameters())
     model = CausalLM(spec.model, jnp.dtype(spec.dtype))
 
-    def step(params: tuple[Array, ...], kv: tuple[Array, ...], last_tokens: Array, batch: Array) -> tuple[tuple[Array, ...], Array, Array]:
+    def step(
+        params: tuple[Array, ...], kv: tuple[Array, ...], state: SlotState, batch: Array
+    ) -> tuple[tuple[Array, ...], SlotState, StepOutput]:
         slot, start, length = batch[:, Header.SLOT], batch[:, Header.START], batch[:, Header.LENGTH]
         if isinstance(bucket, GenerateBucket):
-            tokens = last_tokens.at[slot].get(mode="promise_in_bounds")[:, None]
+            tokens = state.last_tokens.at[slot].get(mode="promise_in_bounds")[:, None]
             positions = start[:, None]
         else:
             tokens = batch[:, TOKENS_AT : table_at(bucket)]
@@ -81,41 +99,53 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
         shape = StepShape(positions, batch[:, table_at(bucket) :], spec.block_size)
         cache = PagedKV(layers, shape, spec.attention)
         logits: Any = model.apply({"params": parameter_tree(names, params)}, tokens, positions, cache.attend, length - 1)
-        sampled = sample(logits, _sampling(batch), branches=spec.branches)
-        last_tokens = last_tokens.at[slot].set(sampled, mode="promise_in_bounds")
-        return tuple(array for pair in cache.layers for array in pair), last_tokens, sampled
+        adjusted = adjust(logits, state, slot, _adjustment(batch), branches=spec.branches)
+        sampled = sample(adjusted, _sampling(batch), branches=spec.branches)
+        scores = score(logits, sampled, batch[:, Header.LOGPROBS], branches=spec.branches)
+        kv = tuple(array for pair in cache.layers for array in pair)
+        return kv, advance(state, slot, sampled), StepOutput(sampled, scores)
 
     step.__name__ = bucket.name.replace("-", "_")
     return step
 
 
-def lower(spec: GraphSpec, bucket: Bucket, device: Device) -> jax.stages.Lowered:
-    """Trace and lower one bucket's graph for `device`."""
+def lower(spec: GraphSpec, bucket: Bucket | SeatBucket, device: Device) -> jax.stages.Lowered:
+    """Trace and lower one graph for `device`."""
     place = SingleDeviceSharding(device)
 
-    def on_device(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    def on_device(array: Any) -> Any:
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
 
+    state = jax.tree.map(on_device, spec.state())
+    if isinstance(bucket, SeatBucket):
+        rows = [jax.ShapeDtypeStruct(table.shape[1:], table.dtype) for table in state]
+        return jax.jit(seat, donate_argnums=0, keep_unused=True).lower(state, *rows)
     batch = jax.ShapeDtypeStruct((bucket.rows, row_width(bucket)), jnp.int32)
     jitted = jax.jit(make_step(spec, bucket), donate_argnums=(1, 2), keep_unused=True)
-    return jitted.lower(
-        tuple(on_device(p) for p in spec.parameters().values()),
-        tuple(on_device(a) for a in spec.kv()),
-        on_device(spec.last_tokens()),
-        on_device(batch),
+    return jitted.lower(tuple(on_device(p) for p in spec.parameters().values()), tuple(on_device(a) for a in spec.kv()), state, batch)
+
+
+def _as_float(column: Array) -> Array:
+    return jax.lax.bitcast_convert_type(column, jnp.float32)
+
+
+def _adjustment(batch: Array) -> AdjustmentRows:
+    return AdjustmentRows(
+        presence=_as_float(batch[:, Header.PRESENCE]),
+        frequency=_as_float(batch[:, Header.FREQUENCY]),
+        repetition=_as_float(batch[:, Header.REPETITION]),
+        biased=batch[:, Header.BIASED] != 0,
+        worded=batch[:, Header.WORDED] != 0,
     )
 
 
 def _sampling(batch: Array) -> SamplingRows:
-    def as_float(column: Header) -> Array:
-        return jax.lax.bitcast_convert_type(batch[:, column], jnp.float32)
-
     seed = jnp.stack((batch[:, Header.SEED_LOW], batch[:, Header.SEED_HIGH]), axis=1)
     return SamplingRows(
-        temperature=as_float(Header.TEMPERATURE),
+        temperature=_as_float(batch[:, Header.TEMPERATURE]),
         top_k=batch[:, Header.TOP_K],
-        top_p=as_float(Header.TOP_P),
-        min_p=as_float(Header.MIN_P),
+        top_p=_as_float(batch[:, Header.TOP_P]),
+        min_p=_as_float(batch[:, Header.MIN_P]),
         seed=jax.lax.bitcast_convert_type(seed, jnp.uint32),
         place=batch[:, Header.PLACE],
         banned=batch[:, BANNED_AT:TOKENS_AT],

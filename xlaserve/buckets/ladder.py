@@ -56,6 +56,19 @@ Bucket = ContextBucket | GenerateBucket
 
 
 @dataclass(frozen=True, slots=True)
+class SeatBucket:
+    """The one graph that loads a slot's state: penalties, biases and bad words of the sequence that takes the slot."""
+
+    @property
+    def name(self) -> str:
+        """The graph's name in progress lines, manifests and files."""
+        return "seat"
+
+
+SEAT = SeatBucket()
+
+
+@dataclass(frozen=True, slots=True)
 class ContextChoice:
     """A context step: its bucket, and how many tokens each of the first sequences in the queue computes."""
 
@@ -81,6 +94,11 @@ class Ladder:
     def buckets(self) -> tuple[Bucket, ...]:
         """Every bucket: those that a first short request needs come first."""
         return (*self.generate, *self.context)
+
+    @property
+    def graphs(self) -> tuple[Bucket | SeatBucket, ...]:
+        """Every graph that an engine needs: the buckets', and the one that loads slots."""
+        return (*self.buckets, SEAT)
 
     def pick_generate(self, rows: int, width: int) -> GenerateBucket:
         """The smallest generate bucket for `rows` sequences whose longest table has `width` blocks."""

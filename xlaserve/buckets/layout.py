@@ -29,6 +29,12 @@ class Header(IntEnum):
     SEED_LOW = auto()
     SEED_HIGH = auto()
     PLACE = auto()  # tokens drawn from the row's random stream before
+    PRESENCE = auto()
+    FREQUENCY = auto()
+    REPETITION = auto()
+    BIASED = auto()  # 1 where the slot's bias counts
+    WORDED = auto()  # 1 where the slot's bad words count
+    LOGPROBS = auto()  # 1 more than the number of most likely tokens to score beside the sampled one; 0 scores nothing
 
 
 BANNED_AT = len(Header)

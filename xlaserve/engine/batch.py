@@ -30,6 +30,7 @@ class BatchBuilder:
         self._spare = max_num_seqs
         self._constant = np.zeros((max_num_seqs, TOKENS_AT), np.int32)
         self._owner: list[Sequence | None] = [None] * max_num_seqs
+        self._seated: list[Sequence] = []
 
     def generate(self, step: GenerateStep) -> Batch:
         """Input of a token-generation graph."""
@@ -52,17 +53,23 @@ class BatchBuilder:
         batch = empty_batch(step.bucket, self._spare)
         for row, chunk in zip(batch, step.chunks, strict=False):
             slot = self._seat(chunk.sequence)
-            row[:TOKENS_AT] = self._constant[slot]
+            if chunk.samples:
+                row[:TOKENS_AT] = self._constant[slot]
+                row[Header.PLACE] = chunk.sequence.num_drawn - 1
+                _ban_stops(row, chunk.sequence, chunk.sequence.num_drawn - 1)
+            # Where nothing is to be sampled yet, the row samples as padding does: greedily, as that costs least, into the spare place.
             row[Header.START], row[Header.LENGTH] = chunk.start, chunk.length
             row[TOKENS_AT : TOKENS_AT + chunk.length] = chunk.sequence.tokens(chunk.start, chunk.start + chunk.length)
             row[table_at(step.bucket) :] = self._tables.rows([slot], step.bucket.width)[0]
-            if chunk.samples:
-                row[Header.PLACE] = chunk.sequence.num_drawn - 1
-                _ban_stops(row, chunk.sequence, chunk.sequence.num_drawn - 1)
-            else:
-                # Nothing is to be sampled yet: what the graph draws goes to the spare place, greedily, as that costs least.
-                row[Header.SLOT], row[Header.TEMPERATURE] = self._spare, 0
         return batch
+
+    def take_seated(self) -> list[Sequence]:
+        """The sequences that got their slots in batches built since the last call and want the device to keep more than their tokens.
+
+        Their slots must be loaded before those batches run.
+        """
+        seated, self._seated = self._seated, []
+        return seated
 
     def _seat(self, sequence: Sequence) -> int:
         """The slot of a sequence, its constant fields written there."""
@@ -80,6 +87,14 @@ class BatchBuilder:
             row[Header.TOP_P] = _bits(params.top_p)
             row[Header.MIN_P] = _bits(params.min_p)
             row[[Header.SEED_LOW, Header.SEED_HIGH]] = np.array([sequence.seed], np.uint64).view(np.int32)
+            row[Header.PRESENCE] = _bits(params.presence_penalty)
+            row[Header.FREQUENCY] = _bits(params.frequency_penalty)
+            row[Header.REPETITION] = _bits(params.repetition_penalty)
+            row[Header.BIASED] = params.biased
+            row[Header.WORDED] = bool(sequence.bad_words)
+            row[Header.LOGPROBS] = 0 if params.logprobs is None else 1 + params.logprobs
+            if params.penalized or params.biased or sequence.bad_words:
+                self._seated.append(sequence)
         return slot
 
 
@@ -88,7 +103,7 @@ def empty_batch(bucket: Bucket, spare_slot: int) -> Batch:
     batch = np.zeros((bucket.rows, row_width(bucket)), np.int32)
     batch[:, Header.SLOT] = spare_slot
     batch[:, Header.LENGTH] = 1
-    batch[:, Header.TOP_P] = _bits(1.0)
+    batch[:, [Header.TOP_P, Header.REPETITION]] = _bits(1.0)
     batch[:, BANNED_AT:TOKENS_AT] = -1
     return batch
 

@@ -11,7 +11,7 @@ from jax import Array
 
 from xlaserve.buckets.compiler import Compiler, Graph, collect, store_key
 from xlaserve.buckets.graphs import GraphSpec
-from xlaserve.buckets.ladder import Bucket, Ladder, make_ladder
+from xlaserve.buckets.ladder import Bucket, Ladder, SeatBucket, make_ladder
 from xlaserve.buckets.layout import MAX_EOS_IDS
 from xlaserve.buckets.store import GraphStore
 from xlaserve.engine.config import EngineConfig, Limits, settle, settle_dtype
@@ -85,7 +85,7 @@ class Engine:
     core: EngineCore
     inputs: InputProcessor
     tokenizer: Tokenizer
-    graphs: dict[Bucket, Graph]
+    graphs: dict[Bucket | SeatBucket, Graph]
 
 
 def make_plan(config: EngineConfig) -> Plan:
@@ -123,7 +123,7 @@ def make_plan(config: EngineConfig) -> Plan:
 
 def compile_graphs(
     plan: Plan, config: EngineConfig, progress: Progress, *, meanwhile: Callable[[], None] | None = None
-) -> dict[Bucket, Graph]:
+) -> dict[Bucket | SeatBucket, Graph]:
     """Load or compile every graph.
 
     Args:

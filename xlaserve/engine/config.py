@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from xlaserve.engine.seating import slot_bytes
 from xlaserve.errors import ConfigError
 from xlaserve.models.config import ModelConfig
 from xlaserve.platforms.platform import Platform
@@ -134,7 +135,7 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
     num_blocks = config.num_blocks
     if num_blocks is None:
         useful = max_num_seqs * -(-wanted_len // block_size)
-        num_blocks = min(useful, platform.kv_budget(weight_bytes) // block_bytes) + 1
+        num_blocks = min(useful, platform.kv_budget(weight_bytes + slot_bytes(max_num_seqs, model.vocab_size)) // block_bytes) + 1
     tokens = (num_blocks - 1) * block_size
     if config.max_model_len is None:
         wanted_len = min(wanted_len, tokens)

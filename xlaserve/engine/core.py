@@ -10,18 +10,20 @@ import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from xlaserve.buckets.compile_events import COMPILE_EVENTS
-from xlaserve.engine.batch import BatchBuilder
+from xlaserve.buckets.graphs import StepOutput
+from xlaserve.buckets.ladder import Bucket
+from xlaserve.engine.batch import Batch, BatchBuilder
 from xlaserve.engine.outputs import EngineStats, FinishReason
 from xlaserve.engine.runner import Runner, read
 from xlaserve.engine.scheduler import Decision, Scheduler
 from xlaserve.engine.sequence import Sequence
 from xlaserve.engine.trace import StepRecord, StepTrace
 from xlaserve.paged.block_pool import BlockPool
+from xlaserve.sampling.scores import TokenScore, read_scores
 
 
 class TokenEvent(NamedTuple):
@@ -32,12 +34,14 @@ class TokenEvent(NamedTuple):
         token: the new token, None where there is none.
         finish_reason: set on the sequence's last event.
         stop_reason: the stop id that ended it, if one did.
+        scores: of the token and the most likely ones, where the sequence asks for log probabilities.
     """
 
     sequence: Sequence
     token: int | None
     finish_reason: FinishReason | None
     stop_reason: int | str | None
+    scores: list[TokenScore] | None = None
 
 
 @dataclass(slots=True)
@@ -68,7 +72,7 @@ class EngineCore:
         self._runner = runner
         self._pool = pool
         self._batches = BatchBuilder(scheduler.tables, max_num_seqs)
-        self._unread: list[tuple[Decision, list[jax.Array]]] = []
+        self._unread: list[tuple[Decision, list[StepOutput]]] = []
         self._counters = _Counters()
         self.trace = StepTrace()
         self.progress = 0
@@ -110,11 +114,11 @@ class EngineCore:
         events: list[TokenEvent] = []
         wait = process = 0.0
         if len(self._unread) > (decision is not None):
-            before, sampled = self._unread.pop(0)
+            before, outputs = self._unread.pop(0)
             dispatched = time.perf_counter()
-            rows = [read(array) for array in sampled]
+            sampled = [read(output.tokens) for output in outputs]
             arrived = time.perf_counter()
-            self._process(before, rows, events)
+            self._process(before, outputs, sampled, events)
             wait, process = arrived - dispatched, time.perf_counter() - arrived
         self.progress += bool(decision is not None or events)
         if decision is not None:
@@ -164,16 +168,16 @@ class EngineCore:
 
     def _dispatch(self, decision: Decision) -> tuple[float, float]:
         """Start the iteration's graphs; seconds spent on their inputs, and on starting them."""
-        sampled: list[jax.Array] = []
+        outputs: list[StepOutput] = []
         prepare = dispatch = 0.0
         for step, build in ((decision.generate, self._batches.generate), (decision.context, self._batches.context)):
             if step is not None:
                 begin = time.perf_counter()
                 batch = build(step)  # type: ignore[arg-type]
                 built = time.perf_counter()
-                sampled.append(self._runner.run(step.bucket, batch))
+                outputs.append(self._run(step.bucket, batch))
                 prepare, dispatch = prepare + built - begin, dispatch + time.perf_counter() - built
-        self._unread.append((decision, sampled))
+        self._unread.append((decision, outputs))
         counters, running, size = self._counters, self._scheduler.running, self._pool.block_size
         held = computed = 0
         for sequence in running:
@@ -189,24 +193,26 @@ class EngineCore:
         counters.used_token_slots += computed - (held - allocated) * size
         return prepare, dispatch
 
-    def _process(self, decision: Decision, sampled: list[NDArray[np.int32]], events: list[TokenEvent]) -> None:
-        tokens: list[int] = []
-        for array, rows in zip(sampled, _rows(decision), strict=True):
-            tokens += array[:rows].tolist()
+    def _run(self, bucket: Bucket, batch: Batch) -> StepOutput:
+        for sequence in self._batches.take_seated():
+            self._runner.seat(sequence)
+        return self._runner.run(bucket, batch)
+
+    def _process(self, decision: Decision, outputs: list[StepOutput], sampled: list[NDArray[np.int32]], events: list[TokenEvent]) -> None:
         now, append = time.monotonic(), self._scheduler.append
-        for (sequence, samples), token in zip(decision.sampled, tokens, strict=True):
-            if samples and append(sequence, token):
-                metrics = sequence.metrics
+        for output, array, rows in zip(outputs, sampled, decision.rows, strict=True):
+            tokens = array.tolist()
+            scores = read(output.scores) if any(sequence.params.logprobs is not None for sequence, _ in rows) else None
+            for row, (sequence, samples) in enumerate(rows):
+                token = tokens[row]
+                if not samples or not append(sequence, token):
+                    continue
+                metrics, top = sequence.metrics, sequence.params.logprobs
                 if metrics.first_token_time is None:
                     metrics.first_token_time = now
-                events.append(TokenEvent(sequence, token, sequence.finish_reason, sequence.stop_reason))
+                scored = None if scores is None or top is None else read_scores(scores[row], token, top)
+                events.append(TokenEvent(sequence, token, sequence.finish_reason, sequence.stop_reason, scored))
         self._counters.generation_tokens += len(events)
-
-
-def _rows(decision: Decision) -> list[int]:
-    """Rows in use of each graph's output."""
-    rows = [len(decision.generate.sequences)] if decision.generate else []
-    return rows + ([len(decision.context.chunks)] if decision.context else [])
 
 
 def _prompt_tokens(decision: Decision) -> int:

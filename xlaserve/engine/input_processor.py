@@ -12,7 +12,7 @@ from xlaserve.engine.outputs import RequestMetrics
 from xlaserve.engine.sequence import Sequence, stream_seed
 from xlaserve.errors import InvalidRequestError
 from xlaserve.models.tokenizer import Tokenizer
-from xlaserve.sampling.params import SamplingParams
+from xlaserve.sampling.params import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, SamplingParams
 
 
 class InputProcessor:
@@ -65,8 +65,14 @@ class InputProcessor:
                 value=len(ids),
             )
         eos = frozenset[int]() if params.ignore_eos else self._eos_ids
-        for token in params.stop_ids:
-            self._check_id(token, "stop_token_ids")
+        for name, ids_given in (
+            ("stop_token_ids", params.stop_ids),
+            ("logit_bias", params.logit_bias or ()),
+            ("allowed_token_ids", params.allowed_token_ids or ()),
+        ):
+            for token in ids_given:
+                self._check_id(token, name)
+        bad_words = self._bad_words(params, eos)
         if params.min_tokens > room:
             raise InvalidRequestError(
                 f"min_tokens must be at most {room}, what the prompt leaves of the model length of {self._max_model_len} tokens, "
@@ -98,6 +104,7 @@ class InputProcessor:
                 max_tokens=len(ids) + most,
                 metrics=metrics,
                 leader=sequences[0] if sequences else None,
+                bad_words=bad_words,
             )
             sequences.append(sequence)
         return Request(name, text, ids, tuple(sequences), metrics)
@@ -117,6 +124,39 @@ class InputProcessor:
         for token in ids:
             self._check_id(token, "prompt")
         return None, ids
+
+    def _bad_words(self, params: SamplingParams, eos: frozenset[int]) -> tuple[tuple[int, ...], ...]:
+        """Token ids of the bad words, each without and, where that makes another word of as many tokens, with a space before it."""
+        found: list[tuple[int, ...]] = []
+        for text in params.bad_words or ():
+            bare, spaced = (tuple(self._tokenizer.encode(prefix + text.lstrip(), add_special_tokens=False)) for prefix in ("", " "))
+            found.append(bare)
+            if bare and len(spaced) == len(bare) and spaced[0] != bare[0]:
+                found.append(spaced)
+        found = [word for word in dict.fromkeys(found) if word]
+        longest = max((len(word) for word in found), default=0)
+        if longest > MAX_BAD_WORD_TOKENS:
+            raise InvalidRequestError(
+                f"bad_words holds a text of {longest} tokens; at most {MAX_BAD_WORD_TOKENS} are supported.",
+                field="bad_words",
+                value=longest,
+            )
+        if len(found) > MAX_BAD_WORDS:
+            raise InvalidRequestError(
+                f"bad_words make {len(found)} sequences of tokens, with and without a leading space; at most {MAX_BAD_WORDS} are "
+                "supported.",
+                field="bad_words",
+                value=len(found),
+            )
+        # What may never be generated must leave something that may.
+        never = {word[0] for word in found if len(word) == 1} | (eos.union(params.stop_ids) if params.min_tokens else frozenset[int]())
+        if params.allowed_token_ids and never.issuperset(params.allowed_token_ids):
+            raise InvalidRequestError(
+                "allowed_token_ids leaves no token: bad_words or min_tokens exclude all of them.",
+                field="allowed_token_ids",
+                value=list(params.allowed_token_ids),
+            )
+        return tuple(found)
 
     def _check_id(self, token: object, field: str) -> None:
         if isinstance(token, bool) or not isinstance(token, int):

@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from xlaserve.engine.core import TokenEvent
-from xlaserve.engine.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from xlaserve.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from xlaserve.engine.sequence import Sequence
 from xlaserve.engine.stop import StopMatcher
 from xlaserve.models.tokenizer import Tokenizer, TokenStream
+from xlaserve.sampling.scores import TokenScore
 
 
 @dataclass(slots=True)
@@ -21,6 +22,7 @@ class _Completion:
     stream: TokenStream | None
     stops: StopMatcher
     num_tokens: int = 0
+    cumulative_logprob: float = 0.0
     finished: bool = False
 
 
@@ -85,6 +87,10 @@ class OutputProcessor:
             if completion.finished or completion.sequence is not sequence:
                 continue
             output, stop = _advance(completion, event)
+            if event.scores is not None:
+                completion.cumulative_logprob += event.scores[0].logprob
+                output.logprobs = [self._logprobs(event.scores)]
+                output.cumulative_logprob = completion.cumulative_logprob
             if stop is not None:
                 stopped.append((sequence, stop))
             outputs = moved.get(sequence.request_id)
@@ -93,6 +99,9 @@ class OutputProcessor:
             else:
                 outputs.append(output)
         return Processed([self._output(request_id, outputs) for request_id, outputs in moved.items()], stopped)
+
+    def _logprobs(self, scores: Iterable[TokenScore]) -> dict[int, Logprob]:
+        return {s.token_id: Logprob(s.logprob, s.rank, self._tokenizer.token_bytes(s.token_id).decode("utf-8", "replace")) for s in scores}
 
     def _completion(self, sequence: Sequence) -> _Completion:
         params = sequence.params

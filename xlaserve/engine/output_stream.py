@@ -90,4 +90,9 @@ def add_increment(total: CompletionOutput, increment: CompletionOutput) -> None:
     """Append one increment of a completion to another, or to the whole before it."""
     total.text += increment.text
     total.token_ids += increment.token_ids
+    if increment.logprobs is not None:
+        if total.logprobs is None:
+            total.logprobs = []
+        total.logprobs += increment.logprobs
+        total.cumulative_logprob = increment.cumulative_logprob
     total.finish_reason, total.stop_reason = increment.finish_reason, increment.stop_reason

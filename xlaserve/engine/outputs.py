@@ -8,6 +8,21 @@ from typing import Literal
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """How likely a token was at its place.
+
+    Args:
+        logprob: natural logarithm of its probability under the model's own distribution.
+        rank: 1 for the most likely token.
+        decoded_token: the token's text; U+FFFD stands for bytes that are no character by themselves.
+    """
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
 @dataclass(slots=True)
 class CompletionOutput:
     """One of the `n` completions of a request.
@@ -20,6 +35,8 @@ class CompletionOutput:
         token_ids: generated token ids, the end-of-sequence id included where one was generated.
         finish_reason: None while running; "stop" (end of sequence, stop string or stop id), "length", "abort" or "error".
         stop_reason: the stop string or stop token id that ended it, None for the model's own end of sequence.
+        logprobs: for each of `token_ids`, by token id: the token itself first, then the most likely ones. None where not asked for.
+        cumulative_logprob: sum over all tokens of the completion so far. None where not asked for.
     """
 
     index: int
@@ -27,6 +44,8 @@ class CompletionOutput:
     token_ids: list[int]
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    logprobs: list[dict[int, Logprob]] | None = None
+    cumulative_logprob: float | None = None
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""The device side of an iteration: holds executables, weights, KV and the table of last tokens, and runs one graph at a time.
+"""The device side of an iteration: holds executables, weights, KV and the state of slots, and runs one graph at a time.
 
 It holds compiled executables only: nothing here can trace or compile.
 """
@@ -13,9 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlaserve.buckets.compiler import Executable
-from xlaserve.buckets.graphs import GraphSpec
-from xlaserve.buckets.ladder import Bucket
+from xlaserve.buckets.graphs import GraphSpec, StepOutput
+from xlaserve.buckets.ladder import SEAT, Bucket, SeatBucket
+from xlaserve.buckets.layout import Header
 from xlaserve.engine.batch import Batch, empty_batch
+from xlaserve.engine.seating import empty_seating, seating
+from xlaserve.engine.sequence import Sequence
 from xlaserve.platforms.platform import Device
 
 
@@ -24,20 +27,23 @@ class Runner:
 
     Args:
         spec: what the graphs have in common.
-        executables: one for every bucket.
+        executables: one for every bucket, and the one that loads slots.
         params: the weights, in the order of `spec.parameters()`.
         device: where everything is.
     """
 
-    def __init__(self, spec: GraphSpec, executables: Mapping[Bucket, Executable], params: tuple[jax.Array, ...], device: Device) -> None:
+    def __init__(
+        self, spec: GraphSpec, executables: Mapping[Bucket | SeatBucket, Executable], params: tuple[jax.Array, ...], device: Device
+    ) -> None:
         self._executables = dict(executables)
         self._params = params
         self._spare_slot = spec.max_num_seqs
+        self._vocab_size = spec.model.vocab_size
         with jax.default_device(device):
             self._kv = tuple(jnp.zeros(array.shape, array.dtype) for array in spec.kv())
-            self._last_tokens = jnp.zeros(spec.last_tokens().shape, jnp.int32)
+            self._state = jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), spec.state())
 
-    def run(self, bucket: Bucket, batch: Batch) -> jax.Array:
+    def run(self, bucket: Bucket, batch: Batch) -> StepOutput:
         """Start one graph and return at once.
 
         Args:
@@ -45,22 +51,31 @@ class Runner:
             batch: its input, int32 `[rows, row width]`; must not be written to afterwards.
 
         Returns:
-            int32 `[rows]`, the sampled tokens, on their way to the host.
+            The output; its tokens are on their way to the host, and so are its scores where a row asked for them.
         """
-        self._kv, self._last_tokens, sampled = self._executables[bucket](self._params, self._kv, self._last_tokens, batch)
-        sampled.copy_to_host_async()
-        return sampled
+        output: StepOutput
+        self._kv, self._state, output = self._executables[bucket](self._params, self._kv, self._state, batch)
+        output.tokens.copy_to_host_async()
+        if batch[:, Header.LOGPROBS].any():
+            output.scores.copy_to_host_async()
+        return output
+
+    def seat(self, sequence: Sequence) -> None:
+        """Load the state of a sequence's slot. The host must know all its tokens: none may be in flight."""
+        self._state = self._executables[SEAT](self._state, *seating(sequence, self._vocab_size))
 
     def warm_up(self) -> None:
         """Run the smallest graph of each family once on padding: what cannot run on this machine is found now, not while it serves.
 
         Only these: they hold the same code as the larger ones, and running all would take longer than loading them.
         """
-        for family in {type(bucket) for bucket in self._executables}:
-            bucket = min((b for b in self._executables if type(b) is family), key=lambda b: (b.tokens, b.width))
-            self.run(bucket, empty_batch(bucket, self._spare_slot)).block_until_ready()
+        self._state = self._executables[SEAT](self._state, *empty_seating(self._spare_slot, self._vocab_size))
+        buckets = [bucket for bucket in self._executables if not isinstance(bucket, SeatBucket)]
+        for family in {type(bucket) for bucket in buckets}:
+            bucket = min((b for b in buckets if type(b) is family), key=lambda b: (b.tokens, b.width))
+            self.run(bucket, empty_batch(bucket, self._spare_slot)).tokens.block_until_ready()
 
 
-def read(sampled: jax.Array) -> NDArray[np.int32]:
-    """Wait for sampled tokens and give them to the host."""
-    return np.asarray(sampled)
+def read(array: jax.Array) -> NDArray[np.int32]:
+    """Wait for part of an output and give it to the host."""
+    return np.asarray(array)

@@ -80,10 +80,10 @@ class Decision:
         return (self.generate.bucket.tokens if self.generate else 0) + (self.context.bucket.tokens if self.context else 0)
 
     @property
-    def sampled(self) -> list[tuple[Sequence, bool]]:
-        """Rows in the order of the graphs' outputs: sequence, and whether its row samples a token."""
-        rows = [(sequence, True) for sequence in self.generate.sequences] if self.generate else []
-        return rows + ([(chunk.sequence, chunk.samples) for chunk in self.context.chunks] if self.context else [])
+    def rows(self) -> list[list[tuple[Sequence, bool]]]:
+        """The rows of each graph, in the order in which they run: sequence, and whether its row samples a token."""
+        rows = [[(sequence, True) for sequence in self.generate.sequences]] if self.generate else []
+        return rows + ([[(chunk.sequence, chunk.samples) for chunk in self.context.chunks]] if self.context else [])
 
 
 class Scheduler:

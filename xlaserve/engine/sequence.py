@@ -37,6 +37,7 @@ class Sequence:
         max_tokens: prompt and output tokens at which it ends.
         metrics: timing, shared by the request's completions.
         leader: the request's first completion, whose prompt blocks this one shares; None for the first itself.
+        bad_words: token ids of each text that must not be generated.
     """
 
     request_id: str
@@ -63,6 +64,7 @@ class Sequence:
     num_cached_tokens: int | None = None  # tokens that it did not have to compute when it was admitted first
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
     @property
     def num_known(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -11,7 +12,15 @@ from xlaserve.errors import InvalidRequestError
 MAX_N = 128
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 16
+MAX_LOGIT_BIAS = 1024
+MAX_BAD_WORDS = 128
+"""Bad words of a request after tokenization, where a word with and without a leading space may be two."""
+MAX_BAD_WORD_TOKENS = 16
+MAX_LOGPROBS = 20
 GREEDY_EPSILON = 1e-5
+MASKED = -1e30
+"""Stands for minus infinity in masked logits: large, finite, and far from anything a model gives."""
+_MAX_DIGITS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +33,15 @@ class SamplingParams:
         top_k: keep the k most likely tokens; 0 or -1 keeps all.
         top_p: keep the smallest set of most likely tokens whose probabilities sum to at least top_p, in (0, 1] (Holtzman et al., 2020).
         min_p: drop tokens less likely than min_p times the most likely one, in [0, 1] (Nguyen et al., 2024).
+        presence_penalty: subtracted from the logit of every token generated so far, -2 to 2 (as OpenAI defines it).
+        frequency_penalty: the same times how often the token was generated, -2 to 2.
+        repetition_penalty: logits of tokens in the prompt or the output are divided by it where positive, else multiplied, 0.01 to 100
+            (Keskar et al., 2019).
+        logit_bias: token id to what is added to its logit, -100 to 100; at most 1024 entries.
+        allowed_token_ids: the only token ids that may be generated.
+        bad_words: texts that are not generated: their last token cannot follow the others. Each counts with and without a leading space.
+        logprobs: give the log probability of every generated token, and of this many of the most likely ones besides, 0 to 20. They are
+            of the model's own distribution, before penalties, biases and temperature.
         seed: makes the random stream reproducible; None draws one per request.
         stop: strings that end generation; the text ends before the match.
         stop_token_ids: token ids that end generation, besides the model's own end-of-sequence ids.
@@ -45,6 +63,13 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: list[int] | tuple[int, ...] | None = None
+    bad_words: str | list[str] | tuple[str, ...] | None = None
+    logprobs: int | None = None
     seed: int | None = None
     stop: str | list[str] | tuple[str, ...] | None = None
     stop_token_ids: list[int] | tuple[int, ...] | None = None
@@ -63,6 +88,11 @@ class SamplingParams:
         _integer("top_k", self.top_k, -1, 2**31 - 1)
         _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _number("min_p", self.min_p, 0.0, 1.0)
+        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        if self.logprobs is not None:
+            _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if self.seed is not None:
             _integer("seed", self.seed, -(2**63), 2**63 - 1)
         if self.max_tokens is not None:
@@ -84,12 +114,9 @@ class SamplingParams:
             raise InvalidRequestError(
                 f"cache_salt must be a non-empty string, got {self.cache_salt!r}.", field="cache_salt", value=self.cache_salt
             )
-        stop = (self.stop,) if isinstance(self.stop, str) else _items("stop", self.stop)
+        stop = _texts("stop", self.stop)
         if len(stop) > MAX_STOP_STRINGS:
             raise InvalidRequestError(f"stop may hold at most {MAX_STOP_STRINGS} strings, got {len(stop)}.", field="stop", value=len(stop))
-        for string in stop:
-            if not isinstance(string, str) or not string:
-                raise InvalidRequestError(f"stop must hold non-empty strings, got {string!r}.", field="stop", value=string)
         if stop and not self.detokenize:
             raise InvalidRequestError(
                 "stop needs detokenize=True, because stop strings are found in the text.", field="stop", value=list(stop)
@@ -101,6 +128,19 @@ class SamplingParams:
             )
         for token in ids:
             _integer("stop_token_ids", token, 0, None)
+        allowed = _items("allowed_token_ids", self.allowed_token_ids)
+        if self.allowed_token_ids is not None and not allowed:
+            raise InvalidRequestError("allowed_token_ids must hold at least one id, got none.", field="allowed_token_ids", value=[])
+        for token in allowed:
+            _integer("allowed_token_ids", token, 0, None)
+        words = _texts("bad_words", self.bad_words)
+        if len(words) > MAX_BAD_WORDS:
+            raise InvalidRequestError(
+                f"bad_words may hold at most {MAX_BAD_WORDS} strings, got {len(words)}.", field="bad_words", value=len(words)
+            )
+        object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
+        object.__setattr__(self, "allowed_token_ids", allowed or None)
+        object.__setattr__(self, "bad_words", words)
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", ids)
 
@@ -108,6 +148,16 @@ class SamplingParams:
     def greedy(self) -> bool:
         """True where the most likely token is always chosen."""
         return self.temperature < GREEDY_EPSILON
+
+    @property
+    def penalized(self) -> bool:
+        """True where a penalty changes logits."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1)
+
+    @property
+    def biased(self) -> bool:
+        """True where `logit_bias` or `allowed_token_ids` changes logits."""
+        return bool(self.logit_bias or self.allowed_token_ids)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -120,6 +170,34 @@ class SamplingParams:
         """`stop_token_ids` as a tuple, empty where none was given."""
         assert isinstance(self.stop_token_ids, tuple)
         return self.stop_token_ids
+
+
+def _bias(value: object) -> dict[int, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise InvalidRequestError(f"logit_bias must map token ids to numbers, got {value!r}.", field="logit_bias", value=value)
+    entries = cast("Mapping[object, object]", value)
+    if len(entries) > MAX_LOGIT_BIAS:
+        raise InvalidRequestError(
+            f"logit_bias may hold at most {MAX_LOGIT_BIAS} entries, got {len(entries)}.", field="logit_bias", value=len(entries)
+        )
+    bias: dict[int, float] = {}
+    for token, number in entries.items():
+        # JSON objects have text for keys.
+        key = int(token) if isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < _MAX_DIGITS else token
+        _integer("logit_bias", key, 0, None)
+        _number("logit_bias", number, -100.0, 100.0)
+        bias[cast("int", key)] = float(cast("float", number))
+    return bias or None
+
+
+def _texts(name: str, value: object) -> tuple[object, ...]:
+    texts = (value,) if isinstance(value, str) else _items(name, value)
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise InvalidRequestError(f"{name} must hold non-empty strings, got {text!r}.", field=name, value=text)
+    return texts
 
 
 def _items(name: str, value: object) -> tuple[object, ...]:

@@ -13,10 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from xlaserve.sampling.params import GREEDY_EPSILON
-
-MASKED = -1e30
-"""Stands for minus infinity in masked logits: large, finite, and far from anything a model gives."""
+from xlaserve.sampling.params import GREEDY_EPSILON, MASKED
 
 
 class SamplingRows(NamedTuple):
@@ -50,7 +47,7 @@ def sample(logits: Array, rows: SamplingRows, *, branches: bool) -> Array:
     Returns:
         int32 `[B]`.
     """
-    logits = _maybe(jnp.any(rows.banned >= 0), lambda x: _ban(x, rows.banned), logits, branches)
+    logits = _maybe(jnp.any(rows.banned >= 0), lambda x: ban(x, rows.banned), logits, branches)
     greedy = argmax(logits)
     drawn = rows.temperature > GREEDY_EPSILON
     if not branches:
@@ -77,7 +74,7 @@ def _maybe(needed: Array, apply: Callable[[Array], Array], x: Array, branches: b
     return jax.lax.cond(needed, apply, lambda y: y, x) if branches else apply(x)
 
 
-def _ban(logits: Array, banned: Array) -> Array:
+def ban(logits: Array, banned: Array) -> Array:
     """Mask the banned ids. A row's places are all used (ids may repeat) or all -1, so writes to one place always agree."""
     rows = jnp.arange(logits.shape[0], dtype=jnp.int32)[:, None]
     ids = jnp.maximum(banned, 0)

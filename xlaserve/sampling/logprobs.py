@@ -1,0 +1,67 @@
+"""Log probabilities on the device: of the token at each place and of the most likely ones, from logits as the model gives them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from xlaserve.sampling.params import MASKED, MAX_LOGPROBS
+from xlaserve.sampling.sampler import argmax
+from xlaserve.sampling.scores import SCORE_WIDTH
+
+
+def score(logits: Array, tokens: Array, wanted: Array, *, branches: bool) -> Array:
+    """Score one token per row.
+
+    Args:
+        logits: float32 `[B, V]`.
+        tokens: int32 `[B]`, the tokens that the rows chose.
+        wanted: int32 `[B]`: 0 for nothing, 1 for the token's own score, 1 + N for the N most likely tokens besides.
+        branches: whether the graph may skip work that no row needs by a conditional.
+
+    Returns:
+        int32 `[B, SCORE_WIDTH]` as `xlaserve.sampling.scores` reads it; rows that want nothing hold anything.
+    """
+    if not branches:
+        return _score(logits, tokens, most_likely(logits, branches=False))
+    nothing = jnp.zeros((logits.shape[0], MAX_LOGPROBS), jnp.int32), jnp.zeros((logits.shape[0], MAX_LOGPROBS), jnp.float32)
+
+    def scored() -> Array:
+        return _score(logits, tokens, jax.lax.cond(jnp.any(wanted > 1), lambda: most_likely(logits, branches=True), lambda: nothing))
+
+    return jax.lax.cond(jnp.any(wanted > 0), scored, lambda: jnp.zeros((logits.shape[0], SCORE_WIDTH), jnp.int32))
+
+
+def most_likely(logits: Array, *, branches: bool) -> tuple[Array, Array]:
+    """The `MAX_LOGPROBS` largest logits of each row, largest first, the lower id first among equals.
+
+    Without conditionals the platform has no sort either, and the largest is taken out again and again.
+
+    Returns:
+        ids int32 `[B, MAX_LOGPROBS]` and logits float32 `[B, MAX_LOGPROBS]`.
+    """
+    if branches:
+        values, ids = jax.lax.top_k(logits, MAX_LOGPROBS)
+        return ids.astype(jnp.int32), values
+
+    def take(rest: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
+        best = argmax(rest)
+        here = jax.lax.broadcasted_iota(jnp.int32, rest.shape, 1) == best[:, None]
+        return jnp.where(here, MASKED, rest), (best, jnp.max(rest, axis=1))
+
+    _, (ids, values) = jax.lax.scan(take, logits, None, length=MAX_LOGPROBS)
+    return ids.T, values.T
+
+
+def _score(logits: Array, tokens: Array, likely: tuple[Array, Array]) -> Array:
+    ids, values = likely
+    peak = jnp.max(logits, axis=1)
+    total = peak + jnp.log(jnp.sum(jnp.exp(logits - peak[:, None]), axis=1))
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=1, mode="promise_in_bounds")
+    rank = 1 + jnp.sum(logits > chosen, axis=1, dtype=jnp.int32)
+
+    def bits(x: Array) -> Array:
+        return jax.lax.bitcast_convert_type(x - total[:, None], jnp.int32)
+
+    return jnp.concatenate((rank[:, None], bits(chosen), ids, bits(values)), axis=1)
