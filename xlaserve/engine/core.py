@@ -201,13 +201,13 @@ class EngineCore:
     def _process(self, decision: Decision, outputs: list[StepOutput], sampled: list[NDArray[np.int32]], events: list[TokenEvent]) -> None:
         now, append = time.monotonic(), self._scheduler.append
         for output, array, rows in zip(outputs, sampled, decision.rows, strict=True):
-            tokens = array.tolist()
-            scores = read(output.scores) if any(sequence.params.logprobs is not None for sequence, _ in rows) else None
-            for row, (sequence, samples) in enumerate(rows):
-                token = tokens[row]
+            wanted = [sequence.params.logprobs for sequence, _ in rows]
+            scores = read(output.scores) if wanted.count(None) < len(wanted) else None
+            # The tokens of padding come after those of the rows.
+            for row, ((sequence, samples), token, top) in enumerate(zip(rows, array.tolist(), wanted, strict=False)):
                 if not samples or not append(sequence, token):
                     continue
-                metrics, top = sequence.metrics, sequence.params.logprobs
+                metrics = sequence.metrics
                 if metrics.first_token_time is None:
                     metrics.first_token_time = now
                 scored = None if scores is None or top is None else read_scores(scores[row], token, top)
