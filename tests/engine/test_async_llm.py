@@ -249,6 +249,41 @@ def test_a_failing_engine_says_so_to_everybody(model: str, monkeypatch: pytest.M
     run(test())
 
 
+def test_a_request_whose_text_fails_ends_alone(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detokenizer that fails for one of three requests: that one ends with "error", gives back its blocks, and no other notices."""
+
+    async def test() -> None:
+        async with engine(model) as llm:
+            expected = await whole(llm.generate(PROMPT, LONG))
+            stream = llm.tokenizer.stream(skip_special_tokens=True)
+            monkeypatch.setattr(type(stream), "step", failing_once(type(stream).step, after=30))
+            results = await asyncio.gather(*(whole(llm.generate(PROMPT, LONG)) for _ in range(3)))
+            reasons = [last.outputs[-1].finish_reason for _, _, last in results]
+            assert sorted(map(str, reasons)) == ["error", "length", "length"]
+            for (text, tokens, last), reason in zip(results, reasons, strict=True):
+                assert reason == "error" or (text, tokens) == expected[:2]
+                assert last.finished
+            await until(lambda: idle(llm))
+            assert llm.stats().finished["error"] == 1
+            assert llm.healthy
+
+    run(test())
+
+
+def failing_once(step: Callable[[Any, int], str], after: int) -> Callable[[Any, int], str]:
+    """`TokenStream.step` that raises at one call, of whichever request that is."""
+    calls = 0
+
+    def failing(self: Any, token: int) -> str:
+        nonlocal calls
+        calls += 1
+        if calls == after:
+            raise ValueError("no text for this token")
+        return step(self, token)
+
+    return failing
+
+
 def test_close_ends_what_runs_and_leaves_no_thread(model: str) -> None:
     async def test() -> None:
         async with engine(model) as llm:

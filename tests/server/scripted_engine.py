@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xlaserve.engine.outputs import CompletionOutput, EngineStats, FinishReason, RequestMetrics, RequestOutput
+from xlaserve.engine.outputs import CompletionOutput, EngineStats, FinishReason, Logprob, RequestMetrics, RequestOutput
 from xlaserve.errors import InvalidRequestError
 from xlaserve.sampling.params import SamplingParams
 
@@ -27,6 +27,9 @@ class ByteTokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return bytes(token for token in ids if token < 256).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < 256 else b""
 
     def render_chat(
         self,
@@ -81,11 +84,20 @@ class ScriptedStream:
             request_id=self.request_id,
             prompt=None,
             prompt_token_ids=self.prompt_token_ids,
-            outputs=[CompletionOutput(index, letter, [ord(letter)], reason)],
+            outputs=[self._output(index, letter, reason)],
             finished=finished,
             num_cached_tokens=0,
             metrics=RequestMetrics(arrival_time=0.0, first_scheduled_time=0.0),
         )
+
+    def _output(self, index: int, letter: str, reason: FinishReason | None) -> CompletionOutput:
+        output, top = CompletionOutput(index, letter, [ord(letter)], reason), self.params.logprobs
+        if top is not None:
+            # Every token is the second most likely one.
+            likely = {ord("0") + rank: Logprob(-float(rank), rank, str(rank)) for rank in (1, 3, 4, 5) if rank <= top}
+            output.logprobs = [{ord(letter): Logprob(-2.0, 2, letter), **likely}]
+            output.cumulative_logprob = -2.0
+        return output
 
     def abort(self) -> None:
         if self in self._engine.running:
@@ -133,6 +145,9 @@ class ScriptedEngine:
 
     def stats(self) -> EngineStats:
         return EngineStats(num_running=len(self.running), num_waiting=2, num_blocks=10, num_free_blocks=5, finished={"stop": 3, "abort": 1})
+
+    async def wait_failed(self) -> None:
+        await asyncio.Event().wait()
 
     async def close(self) -> None:
         for stream in list(self.running):

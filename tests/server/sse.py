@@ -29,6 +29,16 @@ def texts(chunks: list[dict[str, Any]]) -> dict[int, str]:
     return result
 
 
+def logprobs(chunks: list[dict[str, Any]]) -> dict[int, dict[str, list[Any]]]:
+    """The lists of log probabilities of each choice, put together; without those that hold nothing."""
+    result: dict[int, dict[str, list[Any]]] = {}
+    for choice in (choice for chunk in chunks for choice in chunk["choices"]):
+        for name, values in (choice["logprobs"] or {}).items():
+            if values is not None:
+                result.setdefault(choice["index"], {}).setdefault(name, []).extend(values)
+    return result
+
+
 def endings(chunks: list[dict[str, Any]]) -> dict[int, tuple[str, Any]]:
     """Finish reason and stop reason of each choice; fails where a choice ends twice or says something afterwards."""
     result: dict[int, tuple[str, Any]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
+from typing import Any
 
 import openai
 import pytest
@@ -63,6 +64,45 @@ def test_completions(client: OpenAI) -> None:
     assert [choice.text for choice in answer.choices] == ["xab", "xbc", "yab", "ybc"]
     with client.completions.create(model=MODEL, prompt=[104, 105], max_tokens=3, stream=True) as stream:
         assert "".join(chunk.choices[0].text for chunk in stream) == "abc"
+
+
+def test_chat_logprobs(client: OpenAI) -> None:
+    def ask(**options: Any) -> Any:
+        return client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "hi"}], max_tokens=3, logprobs=True, top_logprobs=3, **options
+        )
+
+    content = ask().choices[0].logprobs.content
+    assert [(item.token, item.logprob, item.bytes) for item in content] == [(letter, -2.0, [ord(letter)]) for letter in "abc"]
+    assert [(top.token, top.logprob) for top in content[1].top_logprobs] == [("1", -1.0), ("b", -2.0), ("3", -3.0)]
+    with ask(stream=True) as stream:
+        streamed = [item for chunk in stream for choice in chunk.choices if choice.logprobs for item in choice.logprobs.content or []]
+    assert streamed == content
+
+
+def test_chat_logprobs_without_top(client: OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "hi"}], max_tokens=2, logprobs=True)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert [(item.token, item.top_logprobs) for item in logprobs.content or []] == [("a", []), ("b", [])]
+
+
+def test_completion_logprobs(client: OpenAI) -> None:
+    def ask(**options: Any) -> Any:
+        return client.completions.create(model=MODEL, prompt=["x", "y"], n=2, max_tokens=3, logprobs=1, **options)
+
+    whole = [choice.logprobs for choice in ask().choices]
+    assert [logprobs.tokens for logprobs in whole] == [["a", "b", "c"], ["b", "c", "d"]] * 2
+    assert whole[0].token_logprobs == [-2.0] * 3
+    assert whole[0].top_logprobs[0] == {"a": -2.0, "1": -1.0}
+    assert whole[0].text_offset == [0, 1, 2]
+    fields = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+    streamed: list[dict[str, list[Any]]] = [{name: [] for name in fields} for _ in whole]
+    with ask(stream=True) as stream:
+        for choice in (choice for chunk in stream for choice in chunk.choices if choice.logprobs):
+            for name in fields:
+                streamed[choice.index][name] += getattr(choice.logprobs, name)
+    assert streamed == [{name: getattr(logprobs, name) for name in fields} for logprobs in whole]
 
 
 def test_models(client: OpenAI) -> None:

@@ -1,4 +1,7 @@
-"""The server on a real engine with a tiny model: streams, stops, disconnects, crowds, and an engine that dies."""
+"""The server on a real engine with a tiny model: streams, stops, disconnects, crowds, and an engine that dies.
+
+All but the last tests ask `xlaserve serve` as users run it, whose engine is a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ from openai import OpenAI
 
 from tests.conftest import TINY_ENGINE
 from tests.server.live import TIMEOUT, Live, live_server
-from tests.server.sse import endings, events, texts
+from tests.server.served import Served
+from tests.server.served import serving as serving_processes
+from tests.server.sse import endings, events, logprobs, texts
 from tests.server.test_bad_input import assert_error
 from xlaserve import AsyncLLM
 
@@ -36,17 +41,18 @@ def serving(model: Path) -> Generator[tuple[Live, AsyncLLM]]:
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_model: Callable[[str], Path]) -> Generator[Live]:
-    with serving(tiny_model("llama3")) as (live, _):
-        yield live
+def tiny(tiny_model: Callable[[str], Path]) -> Generator[Served]:
+    with serving_processes(tiny_model("llama3"), "--log-level=warning") as served:
+        served.read_until_ready()
+        yield served
 
 
-def metric(live: Live, name: str) -> float:
+def metric(live: Served, name: str) -> float:
     (line,) = (line for line in live.client.get("/metrics").text.splitlines() if line.startswith(name + "{"))
     return float(line.rpartition(" ")[2])
 
 
-def assert_becomes_idle(live: Live) -> None:
+def assert_becomes_idle(live: Served) -> None:
     # An abort reaches the engine between two of its steps.
     for _ in range(10_000):
         if metric(live, "xlaserve:num_requests_running") == 0 and metric(live, "xlaserve:kv_cache_usage_perc") == 0:
@@ -54,6 +60,7 @@ def assert_becomes_idle(live: Live) -> None:
     raise AssertionError("blocks stay in use")
 
 
+TOLERANCE = 1e-4
 CASES: list[tuple[str, dict[str, Any]]] = [
     (COMPLETIONS, {"prompt": "hello", "temperature": 0}),
     (COMPLETIONS, {"prompt": "hello", "seed": 1, "max_tokens": 40}),
@@ -69,24 +76,84 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     (COMPLETIONS, {"prompt": "hello", "seed": 5, "max_tokens": 60, "stop_token_ids": list(range(0, 512, 40)), "ignore_eos": True}),
     (COMPLETIONS, {"prompt": "hello", "seed": 6, "temperature": 2, "top_p": 0.7, "min_p": 0.01, "max_tokens": 60}),
     (CHAT, {**HELLO, "seed": 7, "max_tokens": 40, "n": 2}),
+    (COMPLETIONS, {"prompt": "hello", "seed": 8, "max_tokens": 40, "logprobs": 3, "n": 2, "stop": ["e", "th"]}),
+    (CHAT, {**HELLO, "seed": 9, "max_tokens": 40, "logprobs": True, "top_logprobs": 5, "presence_penalty": 1.5}),
+    (
+        COMPLETIONS,
+        {
+            "prompt": ["hello", "x"],
+            "seed": 9,
+            "max_tokens": 40,
+            "repetition_penalty": 1.3,
+            "logit_bias": {"7": 4},
+            "bad_words": ["a", "th"],
+        },
+    ),
     (CHAT, {**HELLO, "temperature": 0}),
 ]
 
 
+def alike(a: Any, b: Any) -> bool:
+    """Equal but for the noise of logits that were computed in other company."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(alike(x, y) for x, y in zip(a, b, strict=True))
+    return bool(abs(a - b) < TOLERANCE) if isinstance(a, float) else bool(a == b)
+
+
 @pytest.mark.parametrize(("path", "body"), CASES)
-def test_stream_equals_whole(tiny: Live, path: str, body: dict[str, Any]) -> None:
+def test_stream_equals_whole(tiny: Served, path: str, body: dict[str, Any]) -> None:
     response = tiny.client.post(path, json=body)
     assert response.status_code == 200, response.text
     whole = response.json()
     chunks = events(tiny.client.post(path, json={**body, "stream": True, "stream_options": {"include_usage": True}}))
     content = {choice["index"]: choice["message"]["content"] if path == CHAT else choice["text"] for choice in whole["choices"]}
     assert texts(chunks) == content
+    assert alike(logprobs(chunks), logprobs([whole]))
+    assert bool(logprobs(chunks)) == bool(body.get("logprobs"))
     assert endings(chunks) == {choice["index"]: (choice["finish_reason"], choice["stop_reason"]) for choice in whole["choices"]}
     assert chunks[-1]["usage"] == whole["usage"]
     assert {reason for reason, _ in endings(chunks).values()} <= {"stop", "length"}
 
 
-def test_stop_strings_end_the_text_before_the_match(tiny: Live) -> None:
+def test_logprobs_of_both_endpoints_are_of_the_same_tokens(tiny: Served) -> None:
+    body = {"prompt": "hello", "temperature": 0, "max_tokens": 8, "ignore_eos": True, "logprobs": 4}
+    (choice,) = tiny.client.post(COMPLETIONS, json=body).json()["choices"]
+    found = choice["logprobs"]
+    assert len(found["tokens"]) == len(found["token_logprobs"]) == len(found["top_logprobs"]) == 8
+    for token, value, top in zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True):
+        assert top[token] == value == max(top.values()), "greedy"
+        assert 4 >= len(top) > 1
+    answer = tiny.client.post(CHAT, json={**HELLO, "temperature": 0, "max_tokens": 8, "logprobs": True, "top_logprobs": 2}).json()
+    (choice,) = answer["choices"]
+    content = choice["logprobs"]["content"]
+    assert len(content) == answer["usage"]["completion_tokens"]
+    shown = content[:-1] if choice["finish_reason"] == "stop" else content
+    assert (
+        b"".join(bytes(item["bytes"]) for item in shown)
+        .decode("utf-8", "replace")
+        .startswith(choice["message"]["content"].rstrip("\ufffd"))
+    )
+    for item in content:
+        assert item["top_logprobs"][0] == {name: item[name] for name in ("token", "logprob", "bytes")}
+
+
+def test_penalties_change_the_answer(tiny: Served) -> None:
+    body = {"prompt": "hello", "temperature": 0, "max_tokens": 30, "ignore_eos": True}
+    plain = tiny.client.post(COMPLETIONS, json=body).json()["choices"][0]["text"]
+    for extra in (
+        {"frequency_penalty": 2},
+        {"presence_penalty": 2},
+        {"repetition_penalty": 2},
+        {"logit_bias": {"7": 100}},
+        {"allowed_token_ids": [7]},
+    ):
+        assert tiny.client.post(COMPLETIONS, json={**body, **extra}).json()["choices"][0]["text"] != plain
+    assert tiny.client.post(COMPLETIONS, json=body).json()["choices"][0]["text"] == plain
+
+
+def test_stop_strings_end_the_text_before_the_match(tiny: Served) -> None:
     free = tiny.client.post(COMPLETIONS, json={"prompt": "hello", "temperature": 0, "max_tokens": 60, "ignore_eos": True}).json()
     text = free["choices"][0]["text"]
     stop = text[len(text) // 2 :][:3]
@@ -99,12 +166,12 @@ def test_stop_strings_end_the_text_before_the_match(tiny: Live) -> None:
     assert ended["usage"]["completion_tokens"] < free["usage"]["completion_tokens"]
 
 
-def test_chat_goes_on_to_the_model_length_by_default(tiny: Live) -> None:
+def test_chat_goes_on_to_the_model_length_by_default(tiny: Served) -> None:
     usage = tiny.client.post(CHAT, json={**HELLO, "ignore_eos": True}).json()["usage"]
     assert usage["total_tokens"] == TINY_ENGINE["max_model_len"]
 
 
-def test_a_prompt_that_just_fits(tiny: Live) -> None:
+def test_a_prompt_that_just_fits(tiny: Served) -> None:
     longest = TINY_ENGINE["max_model_len"] - 1
     assert tiny.client.post(COMPLETIONS, json={"prompt": [5] * longest}).json()["usage"]["completion_tokens"] == 1
     assert_error(400, tiny.client.post(COMPLETIONS, json={"prompt": [5] * (longest + 1)}))
@@ -120,12 +187,12 @@ def test_a_prompt_that_just_fits(tiny: Live) -> None:
         ({"prompt": ""}, "prompt"),
     ],
 )
-def test_what_the_engine_refuses(tiny: Live, fields: dict[str, Any], param: str) -> None:
+def test_what_the_engine_refuses(tiny: Served, fields: dict[str, Any], param: str) -> None:
     assert assert_error(400, tiny.client.post(COMPLETIONS, json={"prompt": "a", **fields}))["param"] == param
 
 
 @pytest.mark.parametrize("value", [2**31, 2**32, 2**63 - 1, -(2**63)])
-def test_extreme_numbers_do_not_hurt_the_engine(tiny: Live, value: int) -> None:
+def test_extreme_numbers_do_not_hurt_the_engine(tiny: Served, value: int) -> None:
     body = {"prompt": "a", "max_tokens": 2, "seed": value, "top_k": abs(value), "temperature": 1e-300}
     assert tiny.client.post(COMPLETIONS, json=body).status_code == 200
     assert tiny.client.post(COMPLETIONS, json={**body, "temperature": 1e-4, "top_p": 1e-300, "min_p": 1e-300}).status_code == 200
@@ -133,7 +200,7 @@ def test_extreme_numbers_do_not_hurt_the_engine(tiny: Live, value: int) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_disconnecting_frees_the_blocks(tiny: Live, stream: bool) -> None:
+def test_disconnecting_frees_the_blocks(tiny: Served, stream: bool) -> None:
     before = metric(tiny, "xlaserve:generation_tokens_total")
     body = {**HELLO, "ignore_eos": True, "n": 8, "stream": stream}
     if stream:
@@ -146,7 +213,7 @@ def test_disconnecting_frees_the_blocks(tiny: Live, stream: bool) -> None:
     assert metric(tiny, "xlaserve:generation_tokens_total") - before < 8 * 200
 
 
-def test_a_mixed_crowd_gets_what_each_would_get_alone_and_nothing_compiles(tiny: Live) -> None:
+def test_a_mixed_crowd_gets_what_each_would_get_alone_and_nothing_compiles(tiny: Served) -> None:
     rng = random.Random(0)
 
     def body() -> dict[str, Any]:
@@ -177,7 +244,7 @@ def test_a_mixed_crowd_gets_what_each_would_get_alone_and_nothing_compiles(tiny:
     assert_becomes_idle(tiny)
 
 
-def test_openai_client(tiny: Live) -> None:
+def test_openai_client(tiny: Served) -> None:
     with OpenAI(base_url=f"{tiny.url}/v1", api_key="none", max_retries=0) as client:
         (model,) = client.models.list()
         whole = client.chat.completions.create(

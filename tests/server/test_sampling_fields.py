@@ -29,6 +29,12 @@ def test_every_field(server: Live, engine: ScriptedEngine) -> None:
         "top_p": 0.9,
         "top_k": 7,
         "min_p": 0.1,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "repetition_penalty": 1.25,
+        "logit_bias": {"7": 1.5, "9": -100},
+        "allowed_token_ids": [7, 9, 11],
+        "bad_words": ["no", "not that"],
         "seed": -3,
         "stop": ["x", "y"],
         "stop_token_ids": [4, 5],
@@ -43,6 +49,15 @@ def test_every_field(server: Live, engine: ScriptedEngine) -> None:
     assert submitted(server, engine, **fields) == SamplingParams(**fields)
 
 
+def test_logprobs_have_a_name_for_each_endpoint(server: Live, engine: ScriptedEngine) -> None:
+    assert submitted(server, engine, logprobs=True).logprobs == 0
+    assert submitted(server, engine, logprobs=True, top_logprobs=4).logprobs == 4
+    assert submitted(server, engine, logprobs=False, top_logprobs=0).logprobs is None
+    assert submitted(server, engine, prompt="a", logprobs=4).logprobs == 4
+    assert submitted(server, engine, prompt="a", logprobs=0).logprobs == 0
+    assert submitted(server, engine, prompt="a", logprobs=False).logprobs is None
+
+
 def test_defaults(server: Live, engine: ScriptedEngine) -> None:
     assert submitted(server, engine) == SamplingParams(max_tokens=128 - PROMPT_TOKENS)
     assert submitted(server, engine, prompt="hello") == SamplingParams(max_tokens=16)
@@ -50,9 +65,10 @@ def test_defaults(server: Live, engine: ScriptedEngine) -> None:
 
 
 def test_defaults_of_the_checkpoint(server: Live, engine: ScriptedEngine) -> None:
-    engine.default_sampling = {"temperature": 0.2, "top_p": 0.9, "top_k": 20}
-    assert submitted(server, engine, max_tokens=5) == SamplingParams(temperature=0.2, top_p=0.9, top_k=20, max_tokens=5)
-    chosen = submitted(server, engine, temperature=1, top_p=1.0, top_k=0, max_tokens=7)
+    engine.default_sampling = {"temperature": 0.2, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.1}
+    expected = SamplingParams(temperature=0.2, top_p=0.9, top_k=20, repetition_penalty=1.1, max_tokens=5)
+    assert submitted(server, engine, max_tokens=5) == expected
+    chosen = submitted(server, engine, temperature=1, top_p=1.0, top_k=0, repetition_penalty=1, max_tokens=7)
     assert chosen == SamplingParams(temperature=1, max_tokens=7)
 
 

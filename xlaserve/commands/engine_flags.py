@@ -72,5 +72,5 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The parsed flags as keyword arguments for `AsyncLLM`, the model left out."""
+    """The parsed flags as keyword arguments for `EngineConfig`, the model left out."""
     return {name: getattr(args, name) for name in ENGINE_FIELDS}

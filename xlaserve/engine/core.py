@@ -7,8 +7,7 @@ Everything that reaches it has been validated; it belongs to one thread.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from xlaserve.buckets.compile_events import COMPILE_EVENTS
 from xlaserve.buckets.graphs import StepOutput
 from xlaserve.buckets.ladder import Bucket
 from xlaserve.engine.batch import Batch, BatchBuilder
+from xlaserve.engine.messages import TokenEvent
 from xlaserve.engine.outputs import EngineStats, FinishReason
 from xlaserve.engine.runner import Runner, read
 from xlaserve.engine.scheduler import Decision, Scheduler
@@ -25,23 +25,8 @@ from xlaserve.engine.trace import StepRecord, StepTrace
 from xlaserve.paged.block_pool import BlockPool
 from xlaserve.sampling.scores import TokenScore, read_scores
 
-
-class TokenEvent(NamedTuple):
-    """One step of one sequence, for whoever makes text of it.
-
-    Args:
-        sequence: the sequence; only its identity and metrics may be read outside the engine's thread.
-        token: the new token, None where there is none.
-        finish_reason: set on the sequence's last event.
-        stop_reason: the stop id that ended it, if one did.
-        scores: of the token and the most likely ones, where the sequence asks for log probabilities.
-    """
-
-    sequence: Sequence
-    token: int | None
-    finish_reason: FinishReason | None
-    stop_reason: int | str | None
-    scores: list[TokenScore] | None = None
+_Fetched = tuple[list[int], NDArray[np.int32] | None]
+"""Tokens of each row of a graph, and scores where they were asked for."""
 
 
 @dataclass(slots=True)
@@ -116,9 +101,9 @@ class EngineCore:
         if len(self._unread) > (decision is not None):
             before, outputs = self._unread.pop(0)
             dispatched = time.perf_counter()
-            sampled = [read(output.tokens) for output in outputs]
+            fetched = _fetch(before, outputs)
             arrived = time.perf_counter()
-            self._process(before, outputs, sampled, events)
+            self._process(before, fetched, events)
             wait, process = arrived - dispatched, time.perf_counter() - arrived
         self.progress += bool(decision is not None or events)
         if decision is not None:
@@ -198,21 +183,35 @@ class EngineCore:
             self._runner.seat(sequence)
         return self._runner.run(bucket, batch)
 
-    def _process(self, decision: Decision, outputs: list[StepOutput], sampled: list[NDArray[np.int32]], events: list[TokenEvent]) -> None:
+    def _process(self, decision: Decision, fetched: list[_Fetched], events: list[TokenEvent]) -> None:
         now, append = time.monotonic(), self._scheduler.append
-        for output, array, rows in zip(outputs, sampled, decision.rows, strict=True):
-            wanted = [sequence.params.logprobs for sequence, _ in rows]
-            scores = read(output.scores) if wanted.count(None) < len(wanted) else None
-            # The tokens of padding come after those of the rows.
-            for row, ((sequence, samples), token, top) in enumerate(zip(rows, array.tolist(), wanted, strict=False)):
-                if not samples or not append(sequence, token):
+        for (tokens, scores), rows in zip(fetched, decision.rows, strict=True):
+            for row, (sequence, samples) in enumerate(rows):
+                if not samples or not append(sequence, tokens[row]):
                     continue
                 metrics = sequence.metrics
                 if metrics.first_token_time is None:
                     metrics.first_token_time = now
-                scored = None if scores is None or top is None else read_scores(scores[row], token, top)
-                events.append(TokenEvent(sequence, token, sequence.finish_reason, sequence.stop_reason, scored))
+                top = sequence.params.logprobs
+                scored = None if scores is None or top is None else read_scores(scores[row], tokens[row], top)
+                events.append(_event(sequence, tokens[row], scored))
         self._counters.generation_tokens += len(events)
+
+
+def _fetch(decision: Decision, outputs: list[StepOutput]) -> list[_Fetched]:
+    """Wait for the results of an iteration's graphs; scores cross only where a row asked for them."""
+    return [
+        (read(output.tokens).tolist(), read(output.scores) if any(s.params.logprobs is not None for s, _ in rows) else None)
+        for output, rows in zip(outputs, decision.rows, strict=True)
+    ]
+
+
+def _event(sequence: Sequence, token: int, scores: list[TokenScore] | None) -> TokenEvent:
+    """What the user's side is told about a new token; timing goes with the first and the last of a sequence."""
+    reason = sequence.finish_reason
+    if reason is None and len(sequence.output_ids) > 1:
+        return TokenEvent(sequence.key, token, scores=scores)
+    return TokenEvent(sequence.key, token, reason, sequence.stop_reason, scores, replace(sequence.metrics), sequence.num_cached_tokens or 0)
 
 
 def _prompt_tokens(decision: Decision) -> int:

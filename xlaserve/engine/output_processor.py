@@ -5,15 +5,19 @@ It belongs to one thread, that of the user's side: in `AsyncLLM` the event loop'
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from xlaserve.engine.core import TokenEvent
+from xlaserve.engine.messages import Finish, TokenEvent
 from xlaserve.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+from xlaserve.engine.request import Request
 from xlaserve.engine.sequence import Sequence
 from xlaserve.engine.stop import StopMatcher
 from xlaserve.models.tokenizer import Tokenizer, TokenStream
 from xlaserve.sampling.scores import TokenScore
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -26,15 +30,12 @@ class _Completion:
     finished: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request under way: what the user gave, and its sequences."""
-
-    request_id: str
-    prompt: str | None
-    prompt_ids: list[int]
-    sequences: tuple[Sequence, ...]
+@dataclass(slots=True)
+class _Entry:
+    request: Request
+    completions: tuple[_Completion, ...]
     metrics: RequestMetrics
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +44,15 @@ class Processed:
 
     Args:
         outputs: increments, one per request that moved.
-        stopped: sequences that ended at a stop string, with the string; the engine does not know yet.
+        finishes: sequences that have ended here, by a stop string or an error, and that the engine must be told about.
     """
 
     outputs: list[RequestOutput]
-    stopped: list[tuple[Sequence, str]]
+    finishes: list[Finish]
 
 
 class OutputProcessor:
-    """Turns token events into increments of requests.
+    """Turns token events into increments of requests. What fails for one request ends that request, and no other.
 
     Args:
         tokenizer: of the model.
@@ -59,46 +60,71 @@ class OutputProcessor:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._requests: dict[str, tuple[Request, list[_Completion]]] = {}
+        self._entries: dict[str, _Entry] = {}
+        self._by_key: dict[int, tuple[_Entry, _Completion]] = {}
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._requests
+        return request_id in self._entries
 
     def add(self, request: Request) -> None:
         """Expect events of a request."""
-        self._requests[request.request_id] = request, [self._completion(sequence) for sequence in request.sequences]
+        entry = _Entry(request, tuple(self._completion(sequence) for sequence in request.sequences), request.metrics)
+        self._entries[request.request_id] = entry
+        for completion in entry.completions:
+            self._by_key[completion.sequence.key] = entry, completion
 
     def remove(self, request_id: str) -> Request | None:
         """Forget a request; later events of it are dropped."""
-        found = self._requests.pop(request_id, None)
-        return found[0] if found else None
+        entry = self._entries.pop(request_id, None)
+        if entry is None:
+            return None
+        for sequence in entry.request.sequences:
+            self._by_key.pop(sequence.key, None)
+        return entry.request
 
     def process(self, events: Iterable[TokenEvent]) -> Processed:
         """Take the events of one step."""
         moved: dict[str, list[CompletionOutput]] = {}
-        stopped: list[tuple[Sequence, str]] = []
+        finishes: list[Finish] = []
         for event in events:
-            sequence = event.sequence
-            known = self._requests.get(sequence.request_id)
-            if known is None:
+            # A sequence that has ended here, or whose request has been removed, is known no more.
+            if (found := self._by_key.get(event.key)) is None:
                 continue
-            completion = known[1][sequence.index]
-            # A name may be in use again while events of its last owner are still on their way.
-            if completion.finished or completion.sequence is not sequence:
+            entry, completion = found
+            request_id = entry.request.request_id
+            try:
+                output, stop = _advance(completion, event)
+                if event.scores is not None:
+                    completion.cumulative_logprob += event.scores[0].logprob
+                    output.logprobs = [self._logprobs(event.scores)]
+                    output.cumulative_logprob = completion.cumulative_logprob
+            except Exception:
+                log.exception("Request %s has ended: what the engine gave for it could not be processed", request_id)
+                outputs, failed = self._fail(entry)
+                moved.setdefault(request_id, []).extend(outputs)
+                finishes += failed
                 continue
-            output, stop = _advance(completion, event)
-            if event.scores is not None:
-                completion.cumulative_logprob += event.scores[0].logprob
-                output.logprobs = [self._logprobs(event.scores)]
-                output.cumulative_logprob = completion.cumulative_logprob
+            if event.metrics is not None:
+                entry.metrics = event.metrics
+                if completion is entry.completions[0]:
+                    entry.num_cached_tokens = event.num_cached_tokens
             if stop is not None:
-                stopped.append((sequence, stop))
-            outputs = moved.get(sequence.request_id)
-            if outputs is None:
-                moved[sequence.request_id] = [output]
-            else:
-                outputs.append(output)
-        return Processed([self._output(request_id, outputs) for request_id, outputs in moved.items()], stopped)
+                finishes.append(Finish(event.key, "stop", stop))
+            if completion.finished:
+                del self._by_key[event.key]
+            moved.setdefault(request_id, []).append(output)
+        return Processed([self._output(request_id, outputs) for request_id, outputs in moved.items()], finishes)
+
+    def _fail(self, entry: _Entry) -> tuple[list[CompletionOutput], list[Finish]]:
+        """End what has not ended of a request, with the reason "error"."""
+        open_completions = [completion for completion in entry.completions if not completion.finished]
+        for completion in open_completions:
+            completion.finished = True
+            del self._by_key[completion.sequence.key]
+        return (
+            [CompletionOutput(completion.sequence.index, "", [], "error") for completion in open_completions],
+            [Finish(completion.sequence.key, "error") for completion in open_completions],
+        )
 
     def _logprobs(self, scores: Iterable[TokenScore]) -> dict[int, Logprob]:
         return {s.token_id: Logprob(s.logprob, s.rank, self._tokenizer.token_bytes(s.token_id).decode("utf-8", "replace")) for s in scores}
@@ -109,13 +135,20 @@ class OutputProcessor:
         return _Completion(sequence, stream, StopMatcher(params.stop_strings, include=params.include_stop_str_in_output))
 
     def _output(self, request_id: str, outputs: list[CompletionOutput]) -> RequestOutput:
-        request, completions = self._requests[request_id]
+        entry = self._entries[request_id]
         # The last output is of a completion that has not ended, in most steps.
-        finished = outputs[-1].finish_reason is not None and all(completion.finished for completion in completions)
+        finished = outputs[-1].finish_reason is not None and all(completion.finished for completion in entry.completions)
         if finished:
-            del self._requests[request_id]
-        cached = request.sequences[0].num_cached_tokens or 0
-        return RequestOutput(request_id, request.prompt, request.prompt_ids, outputs, finished, cached, request.metrics)
+            del self._entries[request_id]
+        return RequestOutput(
+            request_id=request_id,
+            prompt=entry.request.prompt,
+            prompt_token_ids=entry.request.prompt_ids,
+            outputs=outputs,
+            finished=finished,
+            num_cached_tokens=entry.num_cached_tokens,
+            metrics=entry.metrics,
+        )
 
 
 def _advance(completion: _Completion, event: TokenEvent) -> tuple[CompletionOutput, str | None]:

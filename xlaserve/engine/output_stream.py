@@ -77,7 +77,7 @@ class OutputStream:
 
 
 def _extend(total: RequestOutput, increment: RequestOutput) -> None:
-    total.finished, total.num_cached_tokens = increment.finished, increment.num_cached_tokens
+    total.finished, total.num_cached_tokens, total.metrics = increment.finished, increment.num_cached_tokens, increment.metrics
     by_index = {output.index: output for output in total.outputs}
     for output in increment.outputs:
         if (known := by_index.get(output.index)) is None:

@@ -69,6 +69,12 @@ class Decision:
     context: ContextStep | None
 
     @property
+    def rows(self) -> list[list[tuple[Sequence, bool]]]:
+        """The rows of each graph, in the order in which they run: sequence, and whether its row samples a token."""
+        rows = [[(sequence, True) for sequence in self.generate.sequences]] if self.generate else []
+        return rows + ([[(chunk.sequence, chunk.samples) for chunk in self.context.chunks]] if self.context else [])
+
+    @property
     def tokens(self) -> int:
         """Tokens that it computes."""
         tokens = len(self.generate.sequences) if self.generate else 0
@@ -78,12 +84,6 @@ class Decision:
     def places(self) -> int:
         """Token places of its graphs, padding included."""
         return (self.generate.bucket.tokens if self.generate else 0) + (self.context.bucket.tokens if self.context else 0)
-
-    @property
-    def rows(self) -> list[list[tuple[Sequence, bool]]]:
-        """The rows of each graph, in the order in which they run: sequence, and whether its row samples a token."""
-        rows = [[(sequence, True) for sequence in self.generate.sequences]] if self.generate else []
-        return rows + ([[(chunk.sequence, chunk.samples) for chunk in self.context.chunks]] if self.context else [])
 
 
 class Scheduler:

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from xlaserve import __version__
 from xlaserve.server.engine import Engine
 from xlaserve.server.generation import Generation
+from xlaserve.server.logprobs import LogprobWriter
 from xlaserve.server.protocol import GenerationRequest
 from xlaserve.server.state import state_of
 from xlaserve.server.streaming import EventStream, disconnected, stream_events
@@ -50,6 +51,7 @@ async def answer(
     generation: Generation,
     head: dict[str, Any],
     choices: Callable[[], list[dict[str, Any]]],
+    logprobs: LogprobWriter,
     *,
     echoes: list[str] | None = None,
 ) -> Response:
@@ -61,13 +63,14 @@ async def answer(
         generation: submitted, not consumed.
         head: opens the response.
         choices: makes the choices of a whole response once the generation is complete.
+        logprobs: makes the log probabilities of a stream's chunks.
         echoes: text to put before the completions of each prompt of a text stream.
 
     Raises:
         ClientDisconnect: nobody waits for the answer any more.
     """
     if body.stream:
-        frames = stream_events(generation, body, head, chat=head["object"].startswith("chat."), echoes=echoes)
+        frames = stream_events(generation, body, head, logprobs, chat=head["object"].startswith("chat."), echoes=echoes)
         return EventStream(frames, generation.abort, state_of(request).settings.send_timeout)
     worker = asyncio.create_task(generation.collect())
     watcher = asyncio.create_task(disconnected(request.receive))

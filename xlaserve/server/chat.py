@@ -12,6 +12,7 @@ from xlaserve.server.answers import answer, response_head
 from xlaserve.server.body import read_body
 from xlaserve.server.engine import Engine
 from xlaserve.server.generation import Generation
+from xlaserve.server.logprobs import LogprobWriter
 from xlaserve.server.messages import conversation
 from xlaserve.server.parameters import sampling_params
 from xlaserve.server.prompts import encode
@@ -35,19 +36,21 @@ async def create_chat_completion(request: Request) -> Response:
     head = response_head("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion", engine)
     generation = Generation(engine, state.metrics, [ids], [params], head["id"])
 
+    logprobs = LogprobWriter(engine.tokenizer, params.logprobs, chat=True)
+
     def choices() -> list[dict[str, Any]]:
         return [
             {
                 "index": choice.index,
                 "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                "logprobs": None,
+                "logprobs": logprobs.write(choice.index, choice.token_ids, choice.logprobs),
                 "finish_reason": choice.finish_reason,
                 "stop_reason": choice.stop_reason,
             }
             for choice in generation.choices
         ]
 
-    return await answer(request, body, generation, head, choices)
+    return await answer(request, body, generation, head, choices, logprobs)
 
 
 async def _prompt(body: ChatCompletionRequest, engine: Engine) -> list[int]:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from xlaserve.server.answers import answer, response_head
 from xlaserve.server.body import read_body
 from xlaserve.server.generation import Generation
+from xlaserve.server.logprobs import LogprobWriter
 from xlaserve.server.parameters import sampling_params
 from xlaserve.server.prompts import completion_prompts
 from xlaserve.server.protocol import CompletionRequest
@@ -30,16 +31,18 @@ async def create_completion(request: Request) -> Response:
     generation = Generation(engine, state.metrics, [prompt.token_ids for prompt in prompts], params, head["id"])
     echoes = [prompt.echo for prompt in prompts]
 
+    logprobs = LogprobWriter(engine.tokenizer, params[0].logprobs, chat=False)
+
     def choices() -> list[dict[str, Any]]:
         return [
             {
                 "index": choice.index,
                 "text": echoes[choice.index // params[0].n] + choice.text,
-                "logprobs": None,
+                "logprobs": logprobs.write(choice.index, choice.token_ids, choice.logprobs),
                 "finish_reason": choice.finish_reason,
                 "stop_reason": choice.stop_reason,
             }
             for choice in generation.choices
         ]
 
-    return await answer(request, body, generation, head, choices, echoes=echoes)
+    return await answer(request, body, generation, head, choices, logprobs, echoes=echoes)

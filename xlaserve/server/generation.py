@@ -9,10 +9,10 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from xlaserve.engine.outputs import CompletionOutput, RequestOutput
+from xlaserve.engine.outputs import CompletionOutput, Logprob, RequestOutput
 from xlaserve.errors import EngineDeadError, XlaserveError
 from xlaserve.sampling.params import SamplingParams
 from xlaserve.server.engine import Engine, TokenStream
@@ -22,12 +22,14 @@ from xlaserve.server.metrics import Metrics
 
 @dataclass(slots=True)
 class Choice:
-    """What is known of one choice so far; `text` and `finish_reason` are filled by `Generation.collect`."""
+    """What is known of one choice so far; what stands after `last_token_time` is filled by `Generation.collect`."""
 
     index: int
     tokens: int = 0
     last_token_time: float | None = None
     text: str = ""
+    token_ids: list[int] = field(default_factory=list[int])
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list[dict[int, Logprob]])
     finish_reason: str | None = None
     stop_reason: int | str | None = None
 
@@ -39,7 +41,8 @@ class Delta:
     prompt: int
     choice: int
     text: str
-    tokens: int
+    token_ids: list[int]
+    logprobs: list[dict[int, Logprob]]
     finish_reason: str | None
     stop_reason: int | str | None
 
@@ -107,6 +110,8 @@ class Generation:
             async for deltas in steps:
                 for delta in deltas:
                     parts[delta.choice].append(delta.text)
+                    self.choices[delta.choice].token_ids += delta.token_ids
+                    self.choices[delta.choice].logprobs += delta.logprobs
                     if delta.finish_reason is not None:
                         self.choices[delta.choice].finish_reason = delta.finish_reason
                         self.choices[delta.choice].stop_reason = delta.stop_reason
@@ -161,7 +166,7 @@ class Generation:
                 self._metrics.inter_token_latency.observe((now - choice.last_token_time) / new, new)
             choice.last_token_time = now
             choice.tokens += new
-        return Delta(prompt, choice.index, moved.text, new, moved.finish_reason, moved.stop_reason)
+        return Delta(prompt, choice.index, moved.text, moved.token_ids, moved.logprobs or [], moved.finish_reason, moved.stop_reason)
 
     def _cut_short(self) -> XlaserveError:
         if self._engine.errored is not None:

@@ -11,7 +11,7 @@ from xlaserve.server.errors import ContextLengthError
 from xlaserve.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 
 COMPLETION_MAX_TOKENS = 16
-_FROM_CHECKPOINT = ("temperature", "top_p", "top_k", "min_p")
+_FROM_CHECKPOINT = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _AS_GIVEN = (
     "n",
     "seed",
@@ -21,6 +21,11 @@ _AS_GIVEN = (
     "ignore_eos",
     "include_stop_str_in_output",
     "skip_special_tokens",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
     "priority",
     "cache_salt",
 )
@@ -57,11 +62,15 @@ def sampling_params(request: GenerationRequest, engine: Engine, prompt_tokens: i
     if (values.get("top_k") or 0) > engine.vocab_size:
         values["top_k"] = 0
     values["max_tokens"] = asked
+    values["logprobs"], logprobs_field = _asked_logprobs(request)
     try:
         return SamplingParams(**values)
     except InvalidRequestError as error:
-        if error.field == "max_tokens" and field != "max_tokens":
-            raise InvalidRequestError(str(error).replace("max_tokens", field), field=field, value=error.value) from error
+        # The client knows the field by its own name.
+        names = {"max_tokens": field, "logprobs": logprobs_field}
+        own = names.get(error.field or "", error.field)
+        if own is not None and own != error.field:
+            raise InvalidRequestError(str(error).replace(error.field or "", own), field=own, value=error.value) from error
         raise
 
 
@@ -69,3 +78,18 @@ def _asked_tokens(request: GenerationRequest) -> tuple[int | None, str]:
     if isinstance(request, ChatCompletionRequest) and request.max_completion_tokens is not None:
         return request.max_completion_tokens, "max_completion_tokens"
     return request.max_tokens, "max_tokens"
+
+
+def _asked_logprobs(request: GenerationRequest) -> tuple[int | None, str]:
+    if isinstance(request, CompletionRequest):
+        if request.logprobs is not None and request.echo:
+            raise InvalidRequestError(
+                "`logprobs` with `echo` is not supported by this server: leave one of them out.", field="echo", value=True
+            )
+        return request.logprobs, "logprobs"
+    assert isinstance(request, ChatCompletionRequest)
+    if request.logprobs:
+        return request.top_logprobs or 0, "top_logprobs"
+    if request.top_logprobs:
+        raise InvalidRequestError("`top_logprobs` needs `logprobs` to be true.", field="top_logprobs", value=request.top_logprobs)
+    return None, "top_logprobs"

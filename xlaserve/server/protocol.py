@@ -21,6 +21,11 @@ def _whole_number(value: object) -> object:
     return value
 
 
+def _false_is_none(value: object) -> object:
+    # What asks for nothing with chat completions does so here.
+    return None if value is False else value
+
+
 def _stop(value: object) -> object:
     if value is None or isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value)):
         return value
@@ -78,6 +83,12 @@ class GenerationRequest(BaseModel):
     top_p: float | None = None
     top_k: Integer | None = None
     min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    allowed_token_ids: list[Integer] | None = None
+    bad_words: list[str] | None = None
     seed: Integer | None = None
     stop: Stop = None
     stop_token_ids: list[Integer] | None = None
@@ -97,17 +108,23 @@ class GenerationRequest(BaseModel):
 
 
 class CompletionRequest(GenerationRequest):
-    """POST /v1/completions. `echo` puts the prompt before the text; token-id prompts are echoed as text."""
+    """POST /v1/completions. `echo` puts the prompt before the text; token-id prompts are echoed as text.
+
+    `logprobs` is a number here, of the most likely tokens to give besides the generated ones.
+    """
 
     prompt: Prompt
     echo: bool | None = None
+    logprobs: Annotated[Integer | None, BeforeValidator(_false_is_none)] = None
 
 
 class ChatCompletionRequest(GenerationRequest):
-    """POST /v1/chat/completions. `max_completion_tokens` takes precedence over `max_tokens`."""
+    """POST /v1/chat/completions. `max_completion_tokens` takes precedence over `max_tokens`; `top_logprobs` needs `logprobs`."""
 
     messages: Annotated[list[dict[str, Any]], AfterValidator(_not_empty)]
     max_completion_tokens: Integer | None = None
+    logprobs: bool | None = None
+    top_logprobs: Integer | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from xlaserve.server.errors import problem_of
 from xlaserve.server.generation import Delta, Generation
+from xlaserve.server.logprobs import LogprobWriter
 from xlaserve.server.protocol import GenerationRequest
 
 log = logging.getLogger(__name__)
@@ -43,16 +44,23 @@ class ChunkTemplate:
         body = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}' % choice
         return self._frame(body, usage)
 
-    def delta(self, choice: int, text: str, usage: Mapping[str, Any] | None) -> bytes:
+    def delta(self, choice: int, text: str, logprobs: Mapping[str, Any] | None, usage: Mapping[str, Any] | None) -> bytes:
         """New text of a choice that goes on."""
-        return self._frame(
-            b'{"index":%d%b%b%b,"logprobs":null,"finish_reason":null}' % (choice, self._open, orjson.dumps(text), self._close), usage
-        )
+        fields = (choice, self._open, orjson.dumps(text), self._close, _json(logprobs))
+        return self._frame(b'{"index":%d%b%b%b,"logprobs":%b,"finish_reason":null}' % fields, usage)
 
-    def last(self, choice: int, text: str, reason: str, stop: int | str | None, usage: Mapping[str, Any] | None) -> bytes:
+    def last(
+        self,
+        choice: int,
+        text: str,
+        logprobs: Mapping[str, Any] | None,
+        reason: str,
+        stop: int | str | None,
+        usage: Mapping[str, Any] | None,
+    ) -> bytes:
         """A choice's last chunk, with what text is left, why it ended, and vLLM's `stop_reason`."""
-        fields = (choice, self._open, orjson.dumps(text), self._close, orjson.dumps(reason), orjson.dumps(stop))
-        return self._frame(b'{"index":%d%b%b%b,"logprobs":null,"finish_reason":%b,"stop_reason":%b}' % fields, usage)
+        fields = (choice, self._open, orjson.dumps(text), self._close, _json(logprobs), orjson.dumps(reason), orjson.dumps(stop))
+        return self._frame(b'{"index":%d%b%b%b,"logprobs":%b,"finish_reason":%b,"stop_reason":%b}' % fields, usage)
 
     def usage(self, usage: Mapping[str, Any]) -> bytes:
         """The chunk without choices that carries the usage of the whole request."""
@@ -64,8 +72,18 @@ class ChunkTemplate:
         return self._head + choice + b'],"usage":' + orjson.dumps(usage) + b"}\n\n"
 
 
+def _json(logprobs: Mapping[str, Any] | None) -> bytes:
+    return b"null" if logprobs is None else orjson.dumps(logprobs)
+
+
 async def stream_events(
-    generation: Generation, request: GenerationRequest, head: Mapping[str, Any], *, chat: bool, echoes: list[str] | None = None
+    generation: Generation,
+    request: GenerationRequest,
+    head: Mapping[str, Any],
+    logprobs: LogprobWriter,
+    *,
+    chat: bool,
+    echoes: list[str] | None = None,
 ) -> AsyncGenerator[bytes]:
     """The frames of one streamed response, [DONE] included. An error on the way is a frame of its own, before [DONE].
 
@@ -73,6 +91,7 @@ async def stream_events(
         generation: submitted, not consumed.
         request: says what usage is wanted.
         head: the fields that every chunk has.
+        logprobs: makes the log probabilities of chunks.
         chat: chat chunks, opened by a role chunk per choice; else text chunks.
         echoes: text to put before the completions of each prompt.
     """
@@ -91,7 +110,9 @@ async def stream_events(
         async with aclosing(generation.deltas()) as steps:
             async for deltas in steps:
                 frames = [
-                    frame for delta in deltas if (frame := _frame(template, _opened(delta, unopened, echoes), delta, usage, continuous))
+                    frame
+                    for delta in deltas
+                    if (frame := _frame(template, _opened(delta, unopened, echoes), delta, logprobs, usage, continuous))
                 ]
                 if frames:
                     yield b"".join(frames)
@@ -112,12 +133,20 @@ def _opened(delta: Delta, unopened: set[int], echoes: list[str] | None) -> str:
     return delta.text
 
 
-def _frame(template: ChunkTemplate, text: str, delta: Delta, usage: Callable[[int], dict[str, Any] | None], every_token: bool) -> bytes:
+def _frame(
+    template: ChunkTemplate,
+    text: str,
+    delta: Delta,
+    logprobs: LogprobWriter,
+    usage: Callable[[int], dict[str, Any] | None],
+    every_token: bool,
+) -> bytes:
+    written = logprobs.write(delta.choice, delta.token_ids, delta.logprobs) if delta.logprobs else None
     if delta.finish_reason is not None:
-        return template.last(delta.choice, text, delta.finish_reason, delta.stop_reason, usage(delta.choice))
+        return template.last(delta.choice, text, written, delta.finish_reason, delta.stop_reason, usage(delta.choice))
     # A token may add no text yet: part of a character, or what could become a stop string.
-    if text or every_token:
-        return template.delta(delta.choice, text, usage(delta.choice))
+    if text or written is not None or every_token:
+        return template.delta(delta.choice, text, written, usage(delta.choice))
     return b""
 
 

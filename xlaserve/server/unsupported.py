@@ -16,14 +16,8 @@ from xlaserve.server.protocol import GenerationRequest
 log = logging.getLogger(__name__)
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "prompt_logprobs": (False,),
     "logprob_token_ids": ([],),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
     "use_beam_search": (False,),
     "suffix": ("",),
@@ -37,8 +31,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
-    "allowed_token_ids": (),
-    "bad_words": ([],),
     "truncate_prompt_tokens": (),
     "prompt_embeds": (),
     "return_token_ids": (False,),
@@ -55,8 +47,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "mm_processor_kwargs": ({},),
     "kv_transfer_params": (),
 }
-# `echo` is a declared field of text completions only.
+# What only the other endpoint declares.
 _NEUTRAL_IN_CHAT: dict[str, tuple[Any, ...]] = {"echo": (False,)}
+_NEUTRAL_IN_COMPLETIONS: dict[str, tuple[Any, ...]] = {"top_logprobs": (0,)}
 # Hints and bookkeeping that change nothing in the answer.
 _HINTS = frozenset(
     {
@@ -88,7 +81,7 @@ def refuse_unsupported(request: GenerationRequest, *, chat: bool) -> None:
     Raises:
         InvalidRequestError: a field asks for something that the engine does not have.
     """
-    neutral = {**_NEUTRAL, **_NEUTRAL_IN_CHAT} if chat else _NEUTRAL
+    neutral = {**_NEUTRAL, **(_NEUTRAL_IN_CHAT if chat else _NEUTRAL_IN_COMPLETIONS)}
     unknown: list[str] = []
     for name, value in (request.model_extra or {}).items():
         if value is None or name in _HINTS:
