@@ -190,6 +190,7 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
         eos_ids=_eos_ids(plan),
         seed=config.seed,
         by_priority=config.scheduling_policy == "priority",
+        scores_prompts=plan.platform.branches,
     )
     return Engine(plan, EngineCore(scheduler, runner, pool, limits.max_num_seqs), inputs, tokenizer, graphs)
 

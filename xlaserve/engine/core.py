@@ -15,7 +15,7 @@ from xlaserve.buckets.ladder import Bucket
 from xlaserve.engine.batch import Batch, BatchBuilder
 from xlaserve.engine.outputs import EngineStats, FinishReason
 from xlaserve.engine.runner import Runner, read
-from xlaserve.engine.scheduler import Decision, Scheduler
+from xlaserve.engine.scheduler import ContextStep, Decision, Scheduler
 from xlaserve.engine.sequence import Sequence
 from xlaserve.paged.block_pool import BlockPool
 from xlaserve.sampling.scores import TokenScore, read_scores
@@ -31,6 +31,7 @@ class TokenEvent:
         finish_reason: set on the sequence's last event.
         stop_reason: the stop id that ended it, if one did.
         scores: of the token and the most likely ones, where the sequence asks for log probabilities.
+        prompt_scores: the same for prompt tokens, by their place; in events of their own, without a token, before the first token.
     """
 
     sequence: Sequence
@@ -38,6 +39,7 @@ class TokenEvent:
     finish_reason: FinishReason | None
     stop_reason: int | str | None
     scores: list[TokenScore] | None = None
+    prompt_scores: dict[int, list[TokenScore]] | None = None
 
 
 class EngineCore:
@@ -143,7 +145,10 @@ class EngineCore:
     def _read(self, decision: Decision, outputs: list[StepOutput]) -> list[TokenEvent]:
         events: list[TokenEvent] = []
         now = time.monotonic()
+        prompts: list[TokenEvent] = []
         for output, rows in zip(outputs, decision.rows, strict=True):
+            if decision.context is not None and output is outputs[-1]:
+                prompts = _prompt_scores(decision.context, output)
             tokens = read(output.tokens).tolist()
             scores = read(output.scores) if any(sequence.params.logprobs is not None for sequence, _ in rows) else None
             for row, (sequence, samples) in enumerate(rows):
@@ -155,7 +160,23 @@ class EngineCore:
                 scored = None if scores is None or top is None else read_scores(scores[row], tokens[row], top)
                 events.append(TokenEvent(sequence, tokens[row], sequence.finish_reason, sequence.stop_reason, scored))
         self._stats = replace(self._stats, generation_tokens=self._stats.generation_tokens + len(events))
-        return events
+        return prompts + events
+
+
+def _prompt_scores(step: ContextStep, output: StepOutput) -> list[TokenEvent]:
+    """Events of the chunks that score their prompts."""
+    events: list[TokenEvent] = []
+    for row, chunk in enumerate(step.chunks):
+        sequence = chunk.sequence
+        prompt, top = sequence.prompt_ids, sequence.params.prompt_logprobs
+        if output.prompt_scores is None or top is None or not sequence.scores_prompt:
+            continue
+        scores = read(output.prompt_scores)[row]
+        places = range(chunk.start + 1, min(chunk.start + chunk.length + 1, len(prompt)))
+        found = {place: read_scores(scores[place - chunk.start - 1], prompt[place], top) for place in places}
+        if found:
+            events.append(TokenEvent(sequence, None, None, None, prompt_scores=found))
+    return events
 
 
 def _prompt_tokens(decision: Decision) -> int:

@@ -144,5 +144,7 @@ def _empty_output(request: Request) -> RequestOutput:
 def _merge(total: RequestOutput, increment: RequestOutput) -> None:
     """Add an increment to what came before it."""
     total.finished, total.num_cached_tokens = increment.finished, increment.num_cached_tokens
+    if increment.prompt_logprobs is not None:
+        total.prompt_logprobs = increment.prompt_logprobs
     for output in increment.outputs:
         add_increment(total.outputs[output.index], output)

@@ -59,6 +59,7 @@ class OutputProcessor:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._prompt_logprobs: dict[str, dict[int, dict[int, Logprob]]] = {}
         self._requests: dict[str, tuple[Request, list[_Completion]]] = {}
 
     def __contains__(self, request_id: str) -> bool:
@@ -66,10 +67,13 @@ class OutputProcessor:
 
     def add(self, request: Request) -> None:
         """Expect events of a request."""
+        if request.sequences[0].scores_prompt:
+            self._prompt_logprobs[request.request_id] = {}
         self._requests[request.request_id] = request, [self._completion(sequence) for sequence in request.sequences]
 
     def remove(self, request_id: str) -> Request | None:
         """Forget a request; later events of it are dropped."""
+        self._prompt_logprobs.pop(request_id, None)
         found = self._requests.pop(request_id, None)
         return found[0] if found else None
 
@@ -84,6 +88,11 @@ class OutputProcessor:
             completion = self._requests[sequence.request_id][1][sequence.index]
             # A name may be in use again while events of its last owner are still on their way.
             if completion.finished or completion.sequence is not sequence:
+                continue
+            if event.prompt_scores is not None:
+                # Where they have been given already, the prompt is being computed again after a preemption.
+                if (found := self._prompt_logprobs.get(sequence.request_id)) is not None:
+                    found |= {place: self._logprobs(scores) for place, scores in event.prompt_scores.items()}
                 continue
             output, stop = _advance(completion, event)
             if event.scores is not None:
@@ -106,8 +115,9 @@ class OutputProcessor:
     def _output(self, request_id: str, outputs: list[CompletionOutput]) -> RequestOutput:
         request, completions = self._requests[request_id]
         finished = all(completion.finished for completion in completions)
+        prompt_logprobs = self._take_prompt_logprobs(request)
         if finished:
-            del self._requests[request_id]
+            self.remove(request_id)
         return RequestOutput(
             request_id=request_id,
             prompt=request.prompt,
@@ -116,7 +126,16 @@ class OutputProcessor:
             finished=finished,
             num_cached_tokens=request.sequences[0].num_cached_tokens or 0,
             metrics=request.metrics,
+            prompt_logprobs=prompt_logprobs,
         )
+
+    def _take_prompt_logprobs(self, request: Request) -> list[dict[int, Logprob] | None] | None:
+        """Those of a request whose prompt has been computed, once."""
+        found = self._prompt_logprobs.get(request.request_id)
+        if found is None or len(found) < len(request.prompt_ids) - 1:
+            return None
+        del self._prompt_logprobs[request.request_id]
+        return [None, *(found[place] for place in range(1, len(request.prompt_ids)))]
 
 
 def _advance(completion: _Completion, event: TokenEvent) -> tuple[CompletionOutput, str | None]:
