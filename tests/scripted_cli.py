@@ -6,13 +6,14 @@ tokens, "patient" takes its time over each, anything else answers at once.
 
 from __future__ import annotations
 
+import asyncio
 import sys
-import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from tests.server.scripted_engine import ScriptedEngine
+from xlaserve.engine.config import EngineConfig
 from xlaserve.errors import CheckpointError
 
 
@@ -21,8 +22,6 @@ class AsyncLLM(ScriptedEngine):
         super().__init__(max_model_len=options["max_model_len"] or 128)
         assert progress is not None
         progress(f"loading {model}")
-        if model == "slow":
-            threading.Event().wait()
         if model == "missing":
             raise CheckpointError("there is no model at missing: name a folder, a .gguf file or a hub id.")
         if model == "buggy":
@@ -34,10 +33,18 @@ class AsyncLLM(ScriptedEngine):
         self.model_name = options["served_model_name"] or model or "demo"
 
 
+async def start_engine(config: EngineConfig, progress: Callable[[str], None]) -> AsyncLLM:
+    engine = AsyncLLM(config.model, progress=progress, max_model_len=config.max_model_len, served_model_name=config.served_model_name)
+    if config.model == "slow":
+        await asyncio.Event().wait()
+    return engine
+
+
 if __name__ == "__main__":
-    stand_in = ModuleType("xlaserve.engine.async_llm")
-    stand_in.__dict__["AsyncLLM"] = AsyncLLM
-    sys.modules[stand_in.__name__] = stand_in
+    for module, name in (("xlaserve.engine.async_llm", AsyncLLM), ("xlaserve.engine.engine_process", start_engine)):
+        stand_in = ModuleType(module)
+        stand_in.__dict__[name.__name__] = name
+        sys.modules[module] = stand_in
     from xlaserve.cli import main
 
     sys.exit(main())

@@ -94,7 +94,7 @@ def test_bad_words_of_several_tokens(tiny_llm: LLM) -> None:
 def test_a_bad_word_may_end_differently(tiny_llm: LLM) -> None:
     prompt = prompts(1, seed=6)[0]
     plain = tiny_llm.generate([prompt], options())[0].outputs[0].token_ids
-    request = tiny_llm._engine.inputs.request(prompt, options(bad_words=["the", "of it"]), None)  # pyright: ignore[reportPrivateUsage]
+    request = tiny_llm._inputs.request(prompt, options(bad_words=["the", "of it"]), None)  # pyright: ignore[reportPrivateUsage]
     words = request.sequences[0].bad_words
     encode = tiny_llm.tokenizer.encode
     assert tuple(encode("the", add_special_tokens=False)) in words

@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import TINY_ENGINE
 from xlaserve import LLM, AsyncLLM, RequestOutput, SamplingParams
+from xlaserve.engine.core import EngineCore, TokenEvent
 from xlaserve.engine.output_stream import OutputStream
 from xlaserve.errors import EngineDeadError, InvalidRequestError, OverloadedError
 
@@ -248,6 +249,41 @@ def test_a_failing_engine_says_so_to_everybody(model: str, monkeypatch: pytest.M
     run(test())
 
 
+def test_a_request_whose_text_fails_ends_alone(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detokenizer that fails for one of three requests: that one ends with "error", gives back its blocks, and no other notices."""
+
+    async def test() -> None:
+        async with engine(model) as llm:
+            expected = await whole(llm.generate(PROMPT, LONG))
+            stream = llm.tokenizer.stream(skip_special_tokens=True)
+            monkeypatch.setattr(type(stream), "step", failing_once(type(stream).step, after=30))
+            results = await asyncio.gather(*(whole(llm.generate(PROMPT, LONG)) for _ in range(3)))
+            reasons = [last.outputs[-1].finish_reason for _, _, last in results]
+            assert sorted(map(str, reasons)) == ["error", "length", "length"]
+            for (text, tokens, last), reason in zip(results, reasons, strict=True):
+                assert reason == "error" or (text, tokens) == expected[:2]
+                assert last.finished
+            await until(lambda: idle(llm))
+            assert llm.stats().finished["error"] == 1
+            assert llm.healthy
+
+    run(test())
+
+
+def failing_once(step: Callable[[Any, int], str], after: int) -> Callable[[Any, int], str]:
+    """`TokenStream.step` that raises at one call, of whichever request that is."""
+    calls = 0
+
+    def failing(self: Any, token: int) -> str:
+        nonlocal calls
+        calls += 1
+        if calls == after:
+            raise ValueError("no text for this token")
+        return step(self, token)
+
+    return failing
+
+
 def test_close_ends_what_runs_and_leaves_no_thread(model: str) -> None:
     async def test() -> None:
         async with engine(model) as llm:
@@ -278,5 +314,31 @@ def test_aborts_at_every_moment_leave_the_pool_whole(model: str) -> None:
             await asyncio.gather(*(one(i) for i in range(60)))
             await until(lambda: idle(llm))
             assert llm.stats().preemptions > 0
+
+    run(test())
+
+
+def test_an_engine_that_gets_nowhere_is_unhealthy_until_it_gets_on(
+    model: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with engine(model, stall_timeout=1) as llm:
+            held, go_on, step = threading.Event(), threading.Event(), EngineCore.step
+
+            def stuck(core: EngineCore) -> list[TokenEvent]:
+                held.set()
+                assert go_on.wait(60)
+                return step(core)
+
+            monkeypatch.setattr(EngineCore, "step", stuck)
+            stream = llm.submit(PROMPT, SamplingParams(max_tokens=5, ignore_eos=True))
+            await until(held.is_set)
+            assert llm.healthy
+            await until(lambda: not llm.healthy)
+            assert llm.stats().stalls == 1
+            assert "no progress" in caplog.text
+            go_on.set()
+            assert (await whole(stream))[2].finished
+            await until(lambda: llm.healthy)
 
     run(test())

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from xlaserve.engine.core import TokenEvent
 from xlaserve.engine.input_processor import InputProcessor
-from xlaserve.engine.output_processor import OutputProcessor, Request
-from xlaserve.engine.outputs import RequestOutput
+from xlaserve.engine.messages import Finish, TokenEvent
+from xlaserve.engine.output_processor import OutputProcessor
+from xlaserve.engine.outputs import RequestMetrics, RequestOutput
+from xlaserve.engine.request import Request
 from xlaserve.models.checkpoint import open_checkpoint
 from xlaserve.models.tokenizer import Tokenizer
 from xlaserve.sampling.params import SamplingParams
@@ -47,10 +48,11 @@ class Harness:
         outputs, stops = [], []
         for i, token in enumerate(ids):
             last = i == len(ids) - 1
-            event = TokenEvent(request.sequences[0], token, reason if last else None, stop_reason if last else None)
+            event = TokenEvent(request.sequences[0].key, token, reason if last else None, stop_reason if last else None)
             processed = self.processor.process([event])
             outputs += processed.outputs
-            stops += [stop for _, stop in processed.stopped]
+            assert all((finish.key, finish.reason) == (request.sequences[0].key, "stop") for finish in processed.finishes)
+            stops += [str(finish.stop_reason) for finish in processed.finishes]
         return outputs, stops
 
 
@@ -101,7 +103,7 @@ def test_events_after_a_stop_string_are_dropped(harness: Harness) -> None:
     request = harness.request(stop="pool")
     outputs, _ = harness.run(request, harness.ids(TEXT))
     assert sum(output.finished for output in outputs) == 1
-    assert harness.processor.process([TokenEvent(request.sequences[0], 5, "abort", None)]).outputs == []
+    assert harness.processor.process([TokenEvent(request.sequences[0].key, 5, "abort", None)]).outputs == []
 
 
 @pytest.mark.parametrize(("include", "visible"), [(False, ""), (True, "</s>")])
@@ -160,12 +162,12 @@ def test_several_completions_move_in_one_output(harness: Harness) -> None:
     def process(*events: TokenEvent) -> list[RequestOutput]:
         return harness.processor.process(events).outputs
 
-    (output,) = process(TokenEvent(a, ids[0], None, None), TokenEvent(c, ids[1], "length", None))
+    (output,) = process(TokenEvent(a.key, ids[0], None, None), TokenEvent(c.key, ids[1], "length", None))
     assert [(o.index, o.token_ids, o.finish_reason) for o in output.outputs] == [(0, [ids[0]], None), (2, [ids[1]], "length")]
     assert not output.finished
-    (output,) = process(TokenEvent(a, ids[1], "length", None))
+    (output,) = process(TokenEvent(a.key, ids[1], "length", None))
     assert not output.finished
-    (output,) = process(TokenEvent(b, ids[2], "length", None))
+    (output,) = process(TokenEvent(b.key, ids[2], "length", None))
     assert output.finished
     assert [o.index for o in output.outputs] == [1]
 
@@ -174,7 +176,7 @@ def test_removed_requests_get_no_events(harness: Harness) -> None:
     request = harness.request()
     assert harness.processor.remove("r") is request
     assert harness.processor.remove("r") is None
-    assert harness.processor.process([TokenEvent(request.sequences[0], 5, None, None)]).outputs == []
+    assert harness.processor.process([TokenEvent(request.sequences[0].key, 5, None, None)]).outputs == []
 
 
 def test_late_events_of_a_name_used_again_are_dropped(harness: Harness) -> None:
@@ -183,7 +185,63 @@ def test_late_events_of_a_name_used_again_are_dropped(harness: Harness) -> None:
     harness.run(first, harness.ids("the pool"))
     assert "again" not in harness.processor
     second = harness.request("again")
-    late = TokenEvent(first.sequences[0], 77, None, None)
-    own = TokenEvent(second.sequences[0], 78, None, None)
+    late = TokenEvent(first.sequences[0].key, 77, None, None)
+    own = TokenEvent(second.sequences[0].key, 78, None, None)
     outputs = harness.processor.process([late, own]).outputs
     assert [o.token_ids for output in outputs for o in output.outputs] == [[78]]
+
+
+def test_timing_and_cached_tokens_come_with_the_events_that_carry_them(harness: Harness) -> None:
+    request = harness.request(n=2)
+    a, b = request.sequences
+    first, last = RequestMetrics(1.0, 2.0, 3.0), RequestMetrics(1.0, 2.0, 3.0, 4.0, 5)
+    process = harness.processor.process
+    (output,) = process([TokenEvent(b.key, 9, metrics=first, num_cached_tokens=64)]).outputs
+    assert (output.metrics, output.num_cached_tokens) == (first, 0)
+    (output,) = process([TokenEvent(a.key, 9, metrics=first, num_cached_tokens=32), TokenEvent(a.key, 9)]).outputs
+    assert (output.metrics, output.num_cached_tokens) == (first, 32)
+    (output,) = process([TokenEvent(key, 9, "length", metrics=last, num_cached_tokens=32) for key in request.keys]).outputs
+    assert (output.metrics, output.num_cached_tokens, output.finished) == (last, 32, True)
+
+
+def test_what_fails_for_one_request_ends_that_request_alone(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
+    """The tokenizer fails on one token of one of three completions; a second request in the same steps goes on."""
+    broken, other = harness.request("broken", n=3), harness.request("other")
+    a, b, c = broken.keys
+    ids = harness.ids("pool of blocks")
+    (entry, completion) = harness.processor._by_key[b]  # pyright: ignore[reportPrivateUsage]
+    assert completion is entry.completions[1]
+    completion.stream = Failing(completion.stream)  # type: ignore[assignment, arg-type]
+    processed = harness.processor.process([TokenEvent(key, ids[0]) for key in (a, b, c, *other.keys)])
+    assert [(o.request_id, o.finished) for o in processed.outputs] == [("broken", False), ("other", False)]
+    processed = harness.processor.process([TokenEvent(key, Failing.TOKEN) for key in (a, b, c, *other.keys)])
+    failed, fine = processed.outputs
+    assert failed.finished
+    assert [(o.index, o.token_ids, o.finish_reason) for o in failed.outputs] == [
+        (0, [Failing.TOKEN], None),
+        (0, [], "error"),
+        (1, [], "error"),
+        (2, [], "error"),
+    ]
+    assert processed.finishes == [Finish(a, "error"), Finish(b, "error"), Finish(c, "error")]
+    assert [(o.token_ids, o.finish_reason) for o in fine.outputs] == [([Failing.TOKEN], None)]
+    assert "Request broken has ended" in caplog.text
+    assert "broken" not in harness.processor
+    assert harness.processor.process([TokenEvent(a, 5), TokenEvent(b, 5, "abort")]).outputs == []
+    outputs, _ = harness.run(other, ids)
+    assert outputs[-1].finished
+    harness.request("broken")
+
+
+class Failing:
+    """A token stream that one token breaks."""
+
+    TOKEN = 77
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def step(self, token: int) -> str:
+        if token == self.TOKEN:
+            raise ValueError("no such token")
+        return self.stream.step(token)

@@ -63,6 +63,7 @@ class Simulation:
     def __post_init__(self) -> None:
         s = self.sizes
         self.rng = random.Random(self.seed)
+        self.by_key: dict[int, Sequence] = {}
         self.beginnings = [[self.rng.randrange(VOCAB) for _ in range(s.longest_prompt)] for _ in range(3)]
         self.pool = BlockPool(s.num_blocks, s.block)
         ladder = make_ladder(
@@ -133,6 +134,7 @@ class Simulation:
             self.alive[sequence] = expected_tokens(prompt, seed=stream, count=most, stop_ids=stop, min_tokens=least)
             self.arrived.append(sequence)
             self.progress[sequence] = self.steps
+            self.by_key[sequence.key] = sequence
             self.core.add(sequence)
         self.events += 1
         assert leader is not None
@@ -149,7 +151,7 @@ class Simulation:
         self.events += 1
         before = {sequence: len(sequence.output_ids) for sequence in self.alive}
         for event in self.core.step():
-            sequence = event.sequence
+            sequence = self.by_key[event.key]
             assert sequence in self.alive, "an event of a sequence that has ended"
             wanted = self.alive[sequence]
             before[sequence] += 1

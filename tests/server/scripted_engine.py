@@ -153,6 +153,9 @@ class ScriptedEngine:
     def stats(self) -> EngineStats:
         return EngineStats(num_running=len(self.running), num_waiting=2, num_blocks=10, num_free_blocks=5, finished={"stop": 3, "abort": 1})
 
+    async def wait_failed(self) -> None:
+        await asyncio.Event().wait()
+
     async def close(self) -> None:
         for stream in list(self.running):
             stream.abort()

@@ -1,4 +1,7 @@
-"""The server on a real engine with a tiny model: streams, stops, disconnects, crowds, and an engine that dies."""
+"""The server on a real engine with a tiny model: streams, stops, disconnects, crowds, and an engine that dies.
+
+All but the last tests ask `xlaserve serve` as users run it, whose engine is a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from openai import OpenAI
 
 from tests.conftest import TINY_ENGINE
 from tests.server.live import TIMEOUT, Live, live_server
+from tests.server.served import Served
+from tests.server.served import serving as serving_processes
 from tests.server.sse import endings, events, logprobs, texts
 from tests.server.test_bad_input import assert_error
 from xlaserve import AsyncLLM
@@ -36,17 +41,18 @@ def serving(model: Path) -> Generator[tuple[Live, AsyncLLM]]:
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_model: Callable[[str], Path]) -> Generator[Live]:
-    with serving(tiny_model("llama3")) as (live, _):
-        yield live
+def tiny(tiny_model: Callable[[str], Path]) -> Generator[Served]:
+    with serving_processes(tiny_model("llama3"), "--log-level=warning") as served:
+        served.read_until_ready()
+        yield served
 
 
-def metric(live: Live, name: str) -> float:
+def metric(live: Served, name: str) -> float:
     (line,) = (line for line in live.client.get("/metrics").text.splitlines() if line.startswith(name + "{"))
     return float(line.rpartition(" ")[2])
 
 
-def assert_becomes_idle(live: Live) -> None:
+def assert_becomes_idle(live: Served) -> None:
     # An abort reaches the engine between two of its steps.
     for _ in range(10_000):
         if metric(live, "xlaserve:num_requests_running") == 0 and metric(live, "xlaserve:kv_cache_usage_perc") == 0:
@@ -98,7 +104,7 @@ def alike(a: Any, b: Any) -> bool:
 
 
 @pytest.mark.parametrize(("path", "body"), CASES)
-def test_stream_equals_whole(tiny: Live, path: str, body: dict[str, Any]) -> None:
+def test_stream_equals_whole(tiny: Served, path: str, body: dict[str, Any]) -> None:
     response = tiny.client.post(path, json=body)
     assert response.status_code == 200, response.text
     whole = response.json()
@@ -113,7 +119,7 @@ def test_stream_equals_whole(tiny: Live, path: str, body: dict[str, Any]) -> Non
     assert {reason for reason, _ in endings(chunks).values()} <= {"stop", "length"}
 
 
-def test_logprobs_of_both_endpoints_are_of_the_same_tokens(tiny: Live) -> None:
+def test_logprobs_of_both_endpoints_are_of_the_same_tokens(tiny: Served) -> None:
     body = {"prompt": "hello", "temperature": 0, "max_tokens": 8, "ignore_eos": True, "logprobs": 4}
     (choice,) = tiny.client.post(COMPLETIONS, json=body).json()["choices"]
     found = choice["logprobs"]
@@ -135,7 +141,7 @@ def test_logprobs_of_both_endpoints_are_of_the_same_tokens(tiny: Live) -> None:
         assert item["top_logprobs"][0] == {name: item[name] for name in ("token", "logprob", "bytes")}
 
 
-def test_penalties_change_the_answer(tiny: Live) -> None:
+def test_penalties_change_the_answer(tiny: Served) -> None:
     body = {"prompt": "hello", "temperature": 0, "max_tokens": 30, "ignore_eos": True}
     plain = tiny.client.post(COMPLETIONS, json=body).json()["choices"][0]["text"]
     for extra in (
@@ -149,7 +155,7 @@ def test_penalties_change_the_answer(tiny: Live) -> None:
     assert tiny.client.post(COMPLETIONS, json=body).json()["choices"][0]["text"] == plain
 
 
-def test_stop_strings_end_the_text_before_the_match(tiny: Live) -> None:
+def test_stop_strings_end_the_text_before_the_match(tiny: Served) -> None:
     free = tiny.client.post(COMPLETIONS, json={"prompt": "hello", "temperature": 0, "max_tokens": 60, "ignore_eos": True}).json()
     text = free["choices"][0]["text"]
     stop = text[len(text) // 2 :][:3]
@@ -162,12 +168,12 @@ def test_stop_strings_end_the_text_before_the_match(tiny: Live) -> None:
     assert ended["usage"]["completion_tokens"] < free["usage"]["completion_tokens"]
 
 
-def test_chat_goes_on_to_the_model_length_by_default(tiny: Live) -> None:
+def test_chat_goes_on_to_the_model_length_by_default(tiny: Served) -> None:
     usage = tiny.client.post(CHAT, json={**HELLO, "ignore_eos": True}).json()["usage"]
     assert usage["total_tokens"] == TINY_ENGINE["max_model_len"]
 
 
-def test_a_prompt_that_just_fits(tiny: Live) -> None:
+def test_a_prompt_that_just_fits(tiny: Served) -> None:
     longest = TINY_ENGINE["max_model_len"] - 1
     assert tiny.client.post(COMPLETIONS, json={"prompt": [5] * longest}).json()["usage"]["completion_tokens"] == 1
     assert_error(400, tiny.client.post(COMPLETIONS, json={"prompt": [5] * (longest + 1)}))
@@ -183,12 +189,12 @@ def test_a_prompt_that_just_fits(tiny: Live) -> None:
         ({"prompt": ""}, "prompt"),
     ],
 )
-def test_what_the_engine_refuses(tiny: Live, fields: dict[str, Any], param: str) -> None:
+def test_what_the_engine_refuses(tiny: Served, fields: dict[str, Any], param: str) -> None:
     assert assert_error(400, tiny.client.post(COMPLETIONS, json={"prompt": "a", **fields}))["param"] == param
 
 
 @pytest.mark.parametrize("value", [2**31, 2**32, 2**63 - 1, -(2**63)])
-def test_extreme_numbers_do_not_hurt_the_engine(tiny: Live, value: int) -> None:
+def test_extreme_numbers_do_not_hurt_the_engine(tiny: Served, value: int) -> None:
     body = {"prompt": "a", "max_tokens": 2, "seed": value, "top_k": abs(value), "temperature": 1e-300}
     assert tiny.client.post(COMPLETIONS, json=body).status_code == 200
     assert tiny.client.post(COMPLETIONS, json={**body, "temperature": 1e-4, "top_p": 1e-300, "min_p": 1e-300}).status_code == 200
@@ -196,7 +202,7 @@ def test_extreme_numbers_do_not_hurt_the_engine(tiny: Live, value: int) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_disconnecting_frees_the_blocks(tiny: Live, stream: bool) -> None:
+def test_disconnecting_frees_the_blocks(tiny: Served, stream: bool) -> None:
     before = metric(tiny, "xlaserve:generation_tokens_total")
     body = {**HELLO, "ignore_eos": True, "n": 8, "stream": stream}
     if stream:
@@ -209,7 +215,7 @@ def test_disconnecting_frees_the_blocks(tiny: Live, stream: bool) -> None:
     assert metric(tiny, "xlaserve:generation_tokens_total") - before < 8 * 200
 
 
-def test_a_mixed_crowd_gets_what_each_would_get_alone_and_nothing_compiles(tiny: Live) -> None:
+def test_a_mixed_crowd_gets_what_each_would_get_alone_and_nothing_compiles(tiny: Served) -> None:
     rng = random.Random(0)
 
     def body() -> dict[str, Any]:
@@ -240,7 +246,7 @@ def test_a_mixed_crowd_gets_what_each_would_get_alone_and_nothing_compiles(tiny:
     assert_becomes_idle(tiny)
 
 
-def test_openai_client(tiny: Live) -> None:
+def test_openai_client(tiny: Served) -> None:
     with OpenAI(base_url=f"{tiny.url}/v1", api_key="none", max_retries=0) as client:
         (model,) = client.models.list()
         whole = client.chat.completions.create(

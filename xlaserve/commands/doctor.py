@@ -30,6 +30,7 @@ _PACKAGES = (
     "jinja2",
     "fastapi",
     "pydantic",
+    "msgspec",
     "uvicorn",
     "uvloop",
     "httptools",

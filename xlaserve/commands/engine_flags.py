@@ -25,6 +25,7 @@ ENGINE_FIELDS = (
     "max_queued_requests",
     "max_queued_tokens",
     "scheduling_policy",
+    "stall_timeout",
     "enable_prefix_caching",
 )
 
@@ -64,10 +65,12 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-queued-tokens", type=size, metavar="N", help="tokens of waiting prompts before 503 (default: no bound)")
     policy = "order of requests: of arrival, or of their `priority`, lower first (default: fcfs)"
     group.add_argument("--scheduling-policy", choices=("fcfs", "priority"), default="fcfs", help=policy)
+    stall = "seconds of work without progress before /health says 503 (default: 300)"
+    group.add_argument("--stall-timeout", type=whole, default=300, metavar="S", help=stall)
     prefix = "reuse what has been computed for prompts that begin alike (default: on)"
     group.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True, help=prefix)
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The parsed flags as keyword arguments for `AsyncLLM`, the model left out."""
+    """The parsed flags as keyword arguments for `EngineConfig`, the model left out."""
     return {name: getattr(args, name) for name in ENGINE_FIELDS}

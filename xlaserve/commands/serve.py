@@ -55,13 +55,13 @@ def run(args: argparse.Namespace) -> int:
     url = address(listener)
     _say(f"xlaserve: listening on {url}, loading {args.model or 'the demo model'}; {url}/ready tells how far it is")
 
-    def load(progress: Progress) -> Engine:
-        # Here, and not at the top: this import takes seconds, and the server answers meanwhile.
-        from xlaserve.engine.async_llm import AsyncLLM
+    async def start(progress: Progress) -> Engine:
+        from xlaserve.engine.config import EngineConfig
+        from xlaserve.engine.engine_process import start_engine
 
-        return AsyncLLM(args.model, progress=progress, **engine_options(args))
+        return await start_engine(EngineConfig(model=args.model, **engine_options(args)), progress)
 
-    return serve(listener, settings, load, lambda engine: _say(_welcome(engine, url)), _say)
+    return serve(listener, settings, start, lambda engine: _say(_welcome(engine, url)), _say)
 
 
 def _welcome(engine: Engine, url: str) -> str:

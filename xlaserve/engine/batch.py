@@ -40,10 +40,12 @@ class BatchBuilder:
         batch[:count, :TOKENS_AT] = self._constant[slots]
         batch[:count, Header.START] = step.starts
         # The step has counted the token that it is to sample, which is not drawn yet.
-        batch[:count, Header.PLACE] = [sequence.num_drawn - 1 for sequence in step.sequences]
+        drawn = [len(sequence.output_ids) + sequence.in_flight - 1 for sequence in step.sequences]
+        batch[:count, Header.PLACE] = drawn
         batch[:count, table_at(step.bucket) :] = self._tables.rows(slots, step.bucket.width)
         for row, sequence in enumerate(step.sequences):
-            _ban_stops(batch[row], sequence, sequence.num_drawn - 1)
+            if drawn[row] < sequence.params.min_tokens:
+                _ban_stops(batch[row], sequence, drawn[row])
         return batch
 
     def context(self, step: ContextStep) -> Batch:

@@ -16,7 +16,7 @@ from xlaserve.buckets.layout import MAX_EOS_IDS
 from xlaserve.buckets.store import GraphStore
 from xlaserve.engine.config import EngineConfig, Limits, settle, settle_dtype
 from xlaserve.engine.core import EngineCore
-from xlaserve.engine.input_processor import InputProcessor
+from xlaserve.engine.messages import EngineInfo
 from xlaserve.engine.runner import Runner
 from xlaserve.engine.scheduler import Scheduler
 from xlaserve.errors import UnsupportedModelError
@@ -25,7 +25,6 @@ from xlaserve.models.config import ModelConfig
 from xlaserve.models.decoder import parameter_shapes
 from xlaserve.models.layers import fused_rows
 from xlaserve.models.registry import model_config
-from xlaserve.models.tokenizer import Tokenizer
 from xlaserve.models.weights import load_weights
 from xlaserve.paged.block_pool import BlockPool
 from xlaserve.platforms.platform import Platform
@@ -76,6 +75,21 @@ class Plan:
             )
         )
 
+    def info(self) -> EngineInfo:
+        """What the user's side must know of the engine."""
+        stored = self.checkpoint.generation_config
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        return EngineInfo(
+            model_name=self.name,
+            checkpoint=str(self.checkpoint.path),
+            max_model_len=self.limits.max_model_len,
+            vocab_size=self.model.vocab_size,
+            eos_ids=_eos_ids(self.checkpoint, self.model),
+            default_sampling={name: stored[name] for name in names if isinstance(stored.get(name), int | float)},
+            plan=self.describe(),
+            scores_prompts=self.platform.branches,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Engine:
@@ -83,8 +97,6 @@ class Engine:
 
     plan: Plan
     core: EngineCore
-    inputs: InputProcessor
-    tokenizer: Tokenizer
     graphs: dict[Bucket | SeatBucket, Graph]
 
 
@@ -169,7 +181,6 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
         weights.append(load_weights(plan.checkpoint, plan.spec.parameters(), device, fused_rows=fused_rows(plan.model)))
 
     graphs = compile_graphs(plan, config, progress, meanwhile=load)
-    tokenizer = plan.checkpoint.tokenizer()
     runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, weights.pop(), device)
     runner.warm_up()
     limits = plan.limits
@@ -183,21 +194,12 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
         by_priority=config.scheduling_policy == "priority",
         prefix_caching=config.enable_prefix_caching,
     )
-    inputs = InputProcessor(
-        tokenizer,
-        vocab_size=plan.model.vocab_size,
-        max_model_len=limits.max_model_len,
-        eos_ids=_eos_ids(plan),
-        seed=config.seed,
-        by_priority=config.scheduling_policy == "priority",
-        scores_prompts=plan.platform.branches,
-    )
-    return Engine(plan, EngineCore(scheduler, runner, pool, limits.max_num_seqs), inputs, tokenizer, graphs)
+    return Engine(plan, EngineCore(scheduler, runner, pool, limits.max_num_seqs), graphs)
 
 
-def _eos_ids(plan: Plan) -> tuple[int, ...]:
+def _eos_ids(checkpoint: Checkpoint, model: ModelConfig) -> tuple[int, ...]:
     """The model's end-of-sequence ids; what is no token of its vocabulary, such as the -1 of some configs, ends nothing."""
-    ids = tuple(token for token in plan.checkpoint.eos_token_ids if 0 <= token < plan.model.vocab_size)
+    ids = tuple(token for token in checkpoint.eos_token_ids if 0 <= token < model.vocab_size)
     if len(ids) > MAX_EOS_IDS:
-        raise UnsupportedModelError(f"{plan.checkpoint.path}: names {len(ids)} end-of-sequence ids; at most {MAX_EOS_IDS} are supported.")
+        raise UnsupportedModelError(f"{checkpoint.path}: names {len(ids)} end-of-sequence ids; at most {MAX_EOS_IDS} are supported.")
     return ids

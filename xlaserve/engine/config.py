@@ -16,7 +16,7 @@ from xlaserve.platforms.platform import Platform
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SCHEDULING_POLICIES = ("fcfs", "priority")
 _OPTIONAL = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_blocks", "compile_threads", "max_queued_tokens")
-_LOWEST = {**dict.fromkeys(_OPTIONAL, 1), "max_queued_requests": 1, "max_model_len": 2, "num_blocks": 2, "seed": 0}
+_LOWEST = {**dict.fromkeys(_OPTIONAL, 1), "max_queued_requests": 1, "stall_timeout": 1, "max_model_len": 2, "num_blocks": 2, "seed": 0}
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -40,6 +40,7 @@ class EngineConfig:
         enable_prefix_caching: reuse the KV of prompts, or beginnings of them, that have been computed before.
         max_queued_requests: waiting sequences beyond which requests are turned away.
         max_queued_tokens: tokens of waiting prompts beyond which requests are turned away; None sets no bound.
+        stall_timeout: seconds with work and without progress after which the engine counts as unhealthy.
         scheduling_policy: who comes first: "fcfs", in order of arrival, or "priority", by `SamplingParams.priority`, then arrival.
 
     Raises:
@@ -62,6 +63,7 @@ class EngineConfig:
     max_queued_tokens: int | None = None
     enable_prefix_caching: bool = True
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    stall_timeout: int = 300
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

@@ -9,37 +9,37 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from xlaserve.buckets.compile_events import COMPILE_EVENTS
 from xlaserve.buckets.graphs import StepOutput
 from xlaserve.buckets.ladder import Bucket
 from xlaserve.engine.batch import Batch, BatchBuilder
+from xlaserve.engine.messages import TokenEvent
 from xlaserve.engine.outputs import EngineStats, FinishReason
 from xlaserve.engine.runner import Runner, read
 from xlaserve.engine.scheduler import ContextStep, Decision, Scheduler
 from xlaserve.engine.sequence import Sequence
+from xlaserve.engine.trace import StepRecord, StepTrace
 from xlaserve.paged.block_pool import BlockPool
 from xlaserve.sampling.scores import TokenScore, read_scores
 
+_Fetched = tuple[list[int], NDArray[np.int32] | None, NDArray[np.int32] | None]
+"""Tokens of each row of a graph, and their scores and those of prompts where they were asked for."""
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
-    """One step of one sequence, for whoever makes text of it.
 
-    Args:
-        sequence: the sequence; only its identity and metrics may be read outside the engine's thread.
-        token: the new token, None where there is none.
-        finish_reason: set on the sequence's last event.
-        stop_reason: the stop id that ended it, if one did.
-        scores: of the token and the most likely ones, where the sequence asks for log probabilities.
-        prompt_scores: the same for prompt tokens, by their place; in events of their own, without a token, before the first token.
-    """
+@dataclass(slots=True)
+class _Counters:
+    """What `EngineStats` counts, in place."""
 
-    sequence: Sequence
-    token: int | None
-    finish_reason: FinishReason | None
-    stop_reason: int | str | None
-    scores: list[TokenScore] | None = None
-    prompt_scores: dict[int, list[TokenScore]] | None = None
+    steps: int = 0
+    scheduled_tokens: int = 0
+    padded_tokens: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    allocated_token_slots: int = 0
+    used_token_slots: int = 0
 
 
 class EngineCore:
@@ -58,7 +58,9 @@ class EngineCore:
         self._pool = pool
         self._batches = BatchBuilder(scheduler.tables, max_num_seqs)
         self._unread: list[tuple[Decision, list[StepOutput]]] = []
-        self._stats = EngineStats(num_blocks=pool.capacity)
+        self._counters = _Counters()
+        self.trace = StepTrace()
+        self.progress = 0
         self._compiled_before = COMPILE_EVENTS.count
 
     @property
@@ -90,93 +92,147 @@ class EngineCore:
 
     def step(self) -> list[TokenEvent]:
         """Dispatch the next iteration, if there is one, and read the one before it."""
+        begin = time.perf_counter()
         decision = self._scheduler.schedule()
-        if decision is not None:
-            self._dispatch(decision)
+        decided = time.perf_counter()
+        prepare, dispatch = self._dispatch(decision) if decision is not None else (0.0, 0.0)
+        events: list[TokenEvent] = []
+        wait = process = 0.0
         if len(self._unread) > (decision is not None):
-            return self._read(*self._unread.pop(0))
-        return []
+            before, outputs = self._unread.pop(0)
+            dispatched = time.perf_counter()
+            fetched = _fetch(before, outputs)
+            arrived = time.perf_counter()
+            self._process(before, fetched, events)
+            wait, process = arrived - dispatched, time.perf_counter() - arrived
+        self.progress += bool(decision is not None or events)
+        if decision is not None:
+            scheduler, steps = self._scheduler, (decision.generate, decision.context)
+            graphs = tuple(step.bucket.name for step in steps if step is not None)
+            places, tokens = decision.places, decision.tokens
+            self.trace.add(
+                StepRecord(
+                    self._counters.steps,
+                    begin,
+                    decided - begin,
+                    prepare,
+                    dispatch,
+                    wait,
+                    process,
+                    tokens,
+                    places - tokens,
+                    graphs,
+                    len(scheduler.running),
+                    len(scheduler.waiting),
+                    self._pool.num_free,
+                )
+            )
+        return events
 
     def stats(self) -> EngineStats:
         """A snapshot; may be called from any thread."""
-        return replace(
-            self._stats,
-            num_running=len(self._scheduler.running),
-            num_waiting=len(self._scheduler.waiting),
+        counters, scheduler = self._counters, self._scheduler
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_blocks=self._pool.capacity,
             num_free_blocks=self._pool.num_free,
-            preemptions=self._scheduler.preemptions,
-            prefix_cache_queries=self._scheduler.prefix_queries,
-            prefix_cache_hits=self._scheduler.prefix_hits,
-            finished=dict(self._scheduler.finished),
+            prompt_tokens=counters.prompt_tokens,
+            generation_tokens=counters.generation_tokens,
+            preemptions=scheduler.preemptions,
+            finished=dict(scheduler.finished),
+            steps=counters.steps,
+            scheduled_tokens=counters.scheduled_tokens,
+            padded_tokens=counters.padded_tokens,
             compile_events=COMPILE_EVENTS.count - self._compiled_before,
+            prefix_cache_queries=scheduler.prefix_queries,
+            prefix_cache_hits=scheduler.prefix_hits,
+            allocated_token_slots=counters.allocated_token_slots,
+            used_token_slots=counters.used_token_slots,
         )
 
-    def _dispatch(self, decision: Decision) -> None:
+    def _dispatch(self, decision: Decision) -> tuple[float, float]:
+        """Start the iteration's graphs; seconds spent on their inputs, and on starting them."""
         outputs: list[StepOutput] = []
-        places = tokens = 0
-        if decision.generate is not None:
-            outputs.append(self._run(decision.generate.bucket, self._batches.generate(decision.generate)))
-            places += decision.generate.bucket.tokens
-            tokens += len(decision.generate.sequences)
-        if decision.context is not None:
-            outputs.append(self._run(decision.context.bucket, self._batches.context(decision.context)))
-            places += decision.context.bucket.tokens
-            tokens += sum(chunk.length for chunk in decision.context.chunks)
+        prepare = dispatch = 0.0
+        for step, build in ((decision.generate, self._batches.generate), (decision.context, self._batches.context)):
+            if step is not None:
+                begin = time.perf_counter()
+                batch = build(step)  # type: ignore[arg-type]
+                built = time.perf_counter()
+                outputs.append(self._run(step.bucket, batch))
+                prepare, dispatch = prepare + built - begin, dispatch + time.perf_counter() - built
         self._unread.append((decision, outputs))
-        stats, running, size = self._stats, self._scheduler.running, self._pool.block_size
-        held = sum(len(s.block_ids) for s in running)
+        counters, running, size = self._counters, self._scheduler.running, self._pool.block_size
+        held = computed = 0
+        for sequence in running:
+            held += len(sequence.block_ids)
+            computed += sequence.num_computed
         allocated = self._pool.capacity - self._pool.num_free
-        self._stats = replace(
-            stats,
-            steps=stats.steps + 1,
-            scheduled_tokens=stats.scheduled_tokens + tokens,
-            padded_tokens=stats.padded_tokens + places - tokens,
-            prompt_tokens=stats.prompt_tokens + _prompt_tokens(decision),
-            # A shared block counts once, in both; all its places hold a token.
-            allocated_token_slots=stats.allocated_token_slots + allocated * size,
-            used_token_slots=stats.used_token_slots + sum(s.num_computed for s in running) - (held - allocated) * size,
-        )
+        counters.steps += 1
+        counters.scheduled_tokens += decision.tokens
+        counters.padded_tokens += decision.places - decision.tokens
+        counters.prompt_tokens += _prompt_tokens(decision)
+        # A shared block counts once, in both; all its places hold a token.
+        counters.allocated_token_slots += allocated * size
+        counters.used_token_slots += computed - (held - allocated) * size
+        return prepare, dispatch
 
     def _run(self, bucket: Bucket, batch: Batch) -> StepOutput:
         for sequence in self._batches.take_seated():
             self._runner.seat(sequence)
         return self._runner.run(bucket, batch)
 
-    def _read(self, decision: Decision, outputs: list[StepOutput]) -> list[TokenEvent]:
-        events: list[TokenEvent] = []
-        now = time.monotonic()
-        prompts: list[TokenEvent] = []
-        for output, rows in zip(outputs, decision.rows, strict=True):
-            if decision.context is not None and output is outputs[-1]:
-                prompts = _prompt_scores(decision.context, output)
-            tokens = read(output.tokens).tolist()
-            scores = read(output.scores) if any(sequence.params.logprobs is not None for sequence, _ in rows) else None
+    def _process(self, decision: Decision, fetched: list[_Fetched], events: list[TokenEvent]) -> None:
+        now, append = time.monotonic(), self._scheduler.append
+        if decision.context is not None and (places := fetched[-1][2]) is not None:
+            events += _prompt_scores(decision.context, places)
+        before = len(events)
+        for (tokens, scores, _), rows in zip(fetched, decision.rows, strict=True):
             for row, (sequence, samples) in enumerate(rows):
-                if not samples or not self._scheduler.append(sequence, tokens[row]):
+                if not samples or not append(sequence, tokens[row]):
                     continue
-                if sequence.metrics.first_token_time is None:
-                    sequence.metrics.first_token_time = now
+                metrics = sequence.metrics
+                if metrics.first_token_time is None:
+                    metrics.first_token_time = now
                 top = sequence.params.logprobs
                 scored = None if scores is None or top is None else read_scores(scores[row], tokens[row], top)
-                events.append(TokenEvent(sequence, tokens[row], sequence.finish_reason, sequence.stop_reason, scored))
-        self._stats = replace(self._stats, generation_tokens=self._stats.generation_tokens + len(events))
-        return prompts + events
+                events.append(_event(sequence, tokens[row], scored))
+        self._counters.generation_tokens += len(events) - before
 
 
-def _prompt_scores(step: ContextStep, output: StepOutput) -> list[TokenEvent]:
-    """Events of the chunks that score their prompts."""
+def _prompt_scores(step: ContextStep, places: NDArray[np.int32]) -> list[TokenEvent]:
+    """Events of the chunks that score their prompts, from int32 `[rows, length, SCORE_WIDTH]`."""
     events: list[TokenEvent] = []
-    for row, chunk in enumerate(step.chunks):
+    for row, chunk in zip(places, step.chunks, strict=False):
         sequence = chunk.sequence
         prompt, top = sequence.prompt_ids, sequence.params.prompt_logprobs
-        if output.prompt_scores is None or top is None or not sequence.scores_prompt:
+        if top is None or not sequence.scores_prompt:
             continue
-        scores = read(output.prompt_scores)[row]
-        places = range(chunk.start + 1, min(chunk.start + chunk.length + 1, len(prompt)))
-        found = {place: read_scores(scores[place - chunk.start - 1], prompt[place], top) for place in places}
-        if found:
-            events.append(TokenEvent(sequence, None, None, None, prompt_scores=found))
+        ends = range(chunk.start + 1, min(chunk.start + chunk.length + 1, len(prompt)))
+        if found := {place: read_scores(row[place - chunk.start - 1], prompt[place], top) for place in ends}:
+            events.append(TokenEvent(sequence.key, None, prompt_scores=found))
     return events
+
+
+def _fetch(decision: Decision, outputs: list[StepOutput]) -> list[_Fetched]:
+    """Wait for the results of an iteration's graphs; scores cross only where a row asked for them."""
+    return [
+        (
+            read(output.tokens).tolist(),
+            read(output.scores) if any(s.params.logprobs is not None for s, _ in rows) else None,
+            read(output.prompt_scores) if output.prompt_scores is not None and any(s.scores_prompt for s, _ in rows) else None,
+        )
+        for output, rows in zip(outputs, decision.rows, strict=True)
+    ]
+
+
+def _event(sequence: Sequence, token: int, scores: list[TokenScore] | None) -> TokenEvent:
+    """What the user's side is told about a new token; timing goes with the first and the last of a sequence."""
+    reason = sequence.finish_reason
+    if reason is None and len(sequence.output_ids) > 1:
+        return TokenEvent(sequence.key, token, scores=scores)
+    return TokenEvent(sequence.key, token, reason, sequence.stop_reason, scores, replace(sequence.metrics), sequence.num_cached_tokens or 0)
 
 
 def _prompt_tokens(decision: Decision) -> int:

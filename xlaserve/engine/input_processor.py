@@ -7,8 +7,8 @@ import time
 import uuid
 from collections.abc import Sequence as Sequences
 
-from xlaserve.engine.output_processor import Request
 from xlaserve.engine.outputs import RequestMetrics
+from xlaserve.engine.request import Request
 from xlaserve.engine.sequence import Sequence, stream_seed
 from xlaserve.errors import InvalidRequestError
 from xlaserve.models.tokenizer import Tokenizer

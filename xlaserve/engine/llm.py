@@ -10,9 +10,11 @@ from typing import Any
 
 from xlaserve.engine.build import build
 from xlaserve.engine.config import EngineConfig
-from xlaserve.engine.output_processor import OutputProcessor, Request
+from xlaserve.engine.input_processor import InputProcessor
+from xlaserve.engine.output_processor import OutputProcessor
 from xlaserve.engine.output_stream import add_increment
 from xlaserve.engine.outputs import CompletionOutput, EngineStats, RequestOutput
+from xlaserve.engine.request import Request
 from xlaserve.engine.sequence import Sequence
 from xlaserve.errors import InvalidRequestError
 from xlaserve.models.tokenizer import Tokenizer
@@ -36,14 +38,26 @@ class LLM:
     """
 
     def __init__(self, model: str | None = None, **options: Any) -> None:
-        self._engine = build(EngineConfig(model=model, **options), log.info)
+        config = EngineConfig(model=model, **options)
+        self._engine = build(config, log.info)
         self._core = self._engine.core
-        self._processor = OutputProcessor(self._engine.tokenizer)
+        info = self._engine.plan.info()
+        self._tokenizer = self._engine.plan.checkpoint.tokenizer()
+        self._inputs = InputProcessor(
+            self._tokenizer,
+            vocab_size=info.vocab_size,
+            max_model_len=info.max_model_len,
+            eos_ids=info.eos_ids,
+            seed=config.seed,
+            by_priority=config.scheduling_policy == "priority",
+            scores_prompts=info.scores_prompts,
+        )
+        self._processor = OutputProcessor(self._tokenizer)
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
-        return self._engine.tokenizer
+        return self._tokenizer
 
     @property
     def max_model_len(self) -> int:
@@ -73,7 +87,7 @@ class LLM:
         each = [params or SamplingParams()] * len(listed) if params is None or isinstance(params, SamplingParams) else list(params)
         if len(each) != len(listed):
             raise InvalidRequestError(f"params must be one or as many as prompts ({len(listed)}), got {len(each)}.", field="params")
-        requests = [self._engine.inputs.request(prompt, p, None) for prompt, p in zip(listed, each, strict=True)]  # type: ignore[arg-type]
+        requests = [self._inputs.request(prompt, p, None) for prompt, p in zip(listed, each, strict=True)]  # type: ignore[arg-type]
         return self._run(requests)
 
     def chat(
@@ -93,6 +107,10 @@ class LLM:
         texts = [self.tokenizer.render_chat(conversation, **template_options) for conversation in several]
         return self.generate([self.tokenizer.encode(text, add_special_tokens=False) for text in texts], params)
 
+    def trace(self) -> dict[str, Any]:
+        """What the last iterations did, as an object in Chrome's trace event format, to be written as JSON."""
+        return self._core.trace.chrome()
+
     def reset_prefix_cache(self) -> None:
         """Compute every prompt anew from here on."""
         self._core.reset_prefix_cache()
@@ -109,24 +127,24 @@ class LLM:
 
     def _run(self, requests: list[Request]) -> list[RequestOutput]:
         final = {request.request_id: _empty_output(request) for request in requests}
-        added: list[Sequence] = []
+        added: dict[int, Sequence] = {}
         try:
             for request in requests:
                 self._processor.add(request)
                 for sequence in request.sequences:
                     self._core.add(sequence)
-                    added.append(sequence)
+                    added[sequence.key] = sequence
             while self._core.has_work:
                 processed = self._processor.process(self._core.step())
-                for sequence, stop in processed.stopped:
-                    self._core.finish(sequence, "stop", stop)
+                for finish in processed.finishes:
+                    self._core.finish(added[finish.key], finish.reason, finish.stop_reason)
                 for output in processed.outputs:
                     _merge(final[output.request_id], output)
         except BaseException:
             # An interrupted call leaves nothing behind for the next one.
             for request in requests:
                 self._processor.remove(request.request_id)
-            for sequence in added:
+            for sequence in added.values():
                 self._core.finish(sequence, "abort")
             raise
         return [final[request.request_id] for request in requests]
@@ -143,7 +161,7 @@ def _empty_output(request: Request) -> RequestOutput:
 
 def _merge(total: RequestOutput, increment: RequestOutput) -> None:
     """Add an increment to what came before it."""
-    total.finished, total.num_cached_tokens = increment.finished, increment.num_cached_tokens
+    total.finished, total.num_cached_tokens, total.metrics = increment.finished, increment.num_cached_tokens, increment.metrics
     if increment.prompt_logprobs is not None:
         total.prompt_logprobs = increment.prompt_logprobs
     for output in increment.outputs:

@@ -5,15 +5,19 @@ It belongs to one thread, that of the user's side: in `AsyncLLM` the event loop'
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from xlaserve.engine.core import TokenEvent
+from xlaserve.engine.messages import Finish, TokenEvent
 from xlaserve.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+from xlaserve.engine.request import Request
 from xlaserve.engine.sequence import Sequence
 from xlaserve.engine.stop import StopMatcher
 from xlaserve.models.tokenizer import Tokenizer, TokenStream
 from xlaserve.sampling.scores import TokenScore
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -26,15 +30,13 @@ class _Completion:
     finished: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request under way: what the user gave, and its sequences."""
-
-    request_id: str
-    prompt: str | None
-    prompt_ids: list[int]
-    sequences: tuple[Sequence, ...]
+@dataclass(slots=True)
+class _Entry:
+    request: Request
+    completions: tuple[_Completion, ...]
     metrics: RequestMetrics
+    num_cached_tokens: int = 0
+    prompt_logprobs: dict[int, dict[int, Logprob]] | None = None  # by place, until they have been given
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +45,15 @@ class Processed:
 
     Args:
         outputs: increments, one per request that moved.
-        stopped: sequences that ended at a stop string, with the string; the engine does not know yet.
+        finishes: sequences that have ended here, by a stop string or an error, and that the engine must be told about.
     """
 
     outputs: list[RequestOutput]
-    stopped: list[tuple[Sequence, str]]
+    finishes: list[Finish]
 
 
 class OutputProcessor:
-    """Turns token events into increments of requests.
+    """Turns token events into increments of requests. What fails for one request ends that request, and no other.
 
     Args:
         tokenizer: of the model.
@@ -59,50 +61,77 @@ class OutputProcessor:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._prompt_logprobs: dict[str, dict[int, dict[int, Logprob]]] = {}
-        self._requests: dict[str, tuple[Request, list[_Completion]]] = {}
+        self._entries: dict[str, _Entry] = {}
+        self._by_key: dict[int, tuple[_Entry, _Completion]] = {}
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._requests
+        return request_id in self._entries
 
     def add(self, request: Request) -> None:
         """Expect events of a request."""
-        if request.sequences[0].scores_prompt:
-            self._prompt_logprobs[request.request_id] = {}
-        self._requests[request.request_id] = request, [self._completion(sequence) for sequence in request.sequences]
+        entry = _Entry(request, tuple(self._completion(sequence) for sequence in request.sequences), request.metrics)
+        entry.prompt_logprobs = {} if request.sequences[0].scores_prompt else None
+        self._entries[request.request_id] = entry
+        for completion in entry.completions:
+            self._by_key[completion.sequence.key] = entry, completion
 
     def remove(self, request_id: str) -> Request | None:
         """Forget a request; later events of it are dropped."""
-        self._prompt_logprobs.pop(request_id, None)
-        found = self._requests.pop(request_id, None)
-        return found[0] if found else None
+        entry = self._entries.pop(request_id, None)
+        if entry is None:
+            return None
+        for sequence in entry.request.sequences:
+            self._by_key.pop(sequence.key, None)
+        return entry.request
 
     def process(self, events: Iterable[TokenEvent]) -> Processed:
         """Take the events of one step."""
         moved: dict[str, list[CompletionOutput]] = {}
-        stopped: list[tuple[Sequence, str]] = []
+        finishes: list[Finish] = []
         for event in events:
-            sequence = event.sequence
-            if sequence.request_id not in self._requests:
+            # A sequence that has ended here, or whose request has been removed, is known no more.
+            if (found := self._by_key.get(event.key)) is None:
                 continue
-            completion = self._requests[sequence.request_id][1][sequence.index]
-            # A name may be in use again while events of its last owner are still on their way.
-            if completion.finished or completion.sequence is not sequence:
+            entry, completion = found
+            request_id = entry.request.request_id
+            try:
+                if event.prompt_scores is not None:
+                    # Where they have been given already, the prompt is being computed again after a preemption.
+                    if entry.prompt_logprobs is not None:
+                        entry.prompt_logprobs |= {place: self._logprobs(scores) for place, scores in event.prompt_scores.items()}
+                    continue
+                output, stop = _advance(completion, event)
+                if event.scores is not None:
+                    completion.cumulative_logprob += event.scores[0].logprob
+                    output.logprobs = [self._logprobs(event.scores)]
+                    output.cumulative_logprob = completion.cumulative_logprob
+            except Exception:
+                log.exception("Request %s has ended: what the engine gave for it could not be processed", request_id)
+                outputs, failed = self._fail(entry)
+                moved.setdefault(request_id, []).extend(outputs)
+                finishes += failed
                 continue
-            if event.prompt_scores is not None:
-                # Where they have been given already, the prompt is being computed again after a preemption.
-                if (found := self._prompt_logprobs.get(sequence.request_id)) is not None:
-                    found |= {place: self._logprobs(scores) for place, scores in event.prompt_scores.items()}
-                continue
-            output, stop = _advance(completion, event)
-            if event.scores is not None:
-                completion.cumulative_logprob += event.scores[0].logprob
-                output.logprobs = [self._logprobs(event.scores)]
-                output.cumulative_logprob = completion.cumulative_logprob
+            if event.metrics is not None:
+                entry.metrics = event.metrics
+                if completion is entry.completions[0]:
+                    entry.num_cached_tokens = event.num_cached_tokens
             if stop is not None:
-                stopped.append((sequence, stop))
-            moved.setdefault(sequence.request_id, []).append(output)
-        return Processed([self._output(request_id, outputs) for request_id, outputs in moved.items()], stopped)
+                finishes.append(Finish(event.key, "stop", stop))
+            if completion.finished:
+                del self._by_key[event.key]
+            moved.setdefault(request_id, []).append(output)
+        return Processed([self._output(request_id, outputs) for request_id, outputs in moved.items()], finishes)
+
+    def _fail(self, entry: _Entry) -> tuple[list[CompletionOutput], list[Finish]]:
+        """End what has not ended of a request, with the reason "error"."""
+        open_completions = [completion for completion in entry.completions if not completion.finished]
+        for completion in open_completions:
+            completion.finished = True
+            del self._by_key[completion.sequence.key]
+        return (
+            [CompletionOutput(completion.sequence.index, "", [], "error") for completion in open_completions],
+            [Finish(completion.sequence.key, "error") for completion in open_completions],
+        )
 
     def _logprobs(self, scores: Iterable[TokenScore]) -> dict[int, Logprob]:
         return {s.token_id: Logprob(s.logprob, s.rank, self._tokenizer.token_bytes(s.token_id).decode("utf-8", "replace")) for s in scores}
@@ -113,29 +142,29 @@ class OutputProcessor:
         return _Completion(sequence, stream, StopMatcher(params.stop_strings, include=params.include_stop_str_in_output))
 
     def _output(self, request_id: str, outputs: list[CompletionOutput]) -> RequestOutput:
-        request, completions = self._requests[request_id]
-        finished = all(completion.finished for completion in completions)
-        prompt_logprobs = self._take_prompt_logprobs(request)
+        entry = self._entries[request_id]
+        # The last output is of a completion that has not ended, in most steps.
+        finished = outputs[-1].finish_reason is not None and all(completion.finished for completion in entry.completions)
         if finished:
-            self.remove(request_id)
+            del self._entries[request_id]
         return RequestOutput(
             request_id=request_id,
-            prompt=request.prompt,
-            prompt_token_ids=request.prompt_ids,
+            prompt=entry.request.prompt,
+            prompt_token_ids=entry.request.prompt_ids,
             outputs=outputs,
             finished=finished,
-            num_cached_tokens=request.sequences[0].num_cached_tokens or 0,
-            metrics=request.metrics,
-            prompt_logprobs=prompt_logprobs,
+            num_cached_tokens=entry.num_cached_tokens,
+            metrics=entry.metrics,
+            prompt_logprobs=self._take_prompt_logprobs(entry),
         )
 
-    def _take_prompt_logprobs(self, request: Request) -> list[dict[int, Logprob] | None] | None:
+    def _take_prompt_logprobs(self, entry: _Entry) -> list[dict[int, Logprob] | None] | None:
         """Those of a request whose prompt has been computed, once."""
-        found = self._prompt_logprobs.get(request.request_id)
-        if found is None or len(found) < len(request.prompt_ids) - 1:
+        found, count = entry.prompt_logprobs, len(entry.request.prompt_ids)
+        if found is None or len(found) < count - 1:
             return None
-        del self._prompt_logprobs[request.request_id]
-        return [None, *(found[place] for place in range(1, len(request.prompt_ids)))]
+        entry.prompt_logprobs = None
+        return [None, *(found[place] for place in range(1, count))]
 
 
 def _advance(completion: _Completion, event: TokenEvent) -> tuple[CompletionOutput, str | None]:

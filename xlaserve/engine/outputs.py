@@ -102,6 +102,7 @@ class EngineStats:
         scheduled_tokens: tokens that graphs computed for requests, counter.
         padded_tokens: token places in the same graphs that were padding, counter.
         compile_events: XLA compilations seen after readiness, counter; a healthy engine stays at 0.
+        stalls: times the engine had work and got nowhere for longer than `stall_timeout`, counter.
         prefix_cache_queries: tokens of sequences that looked for computed blocks when they were admitted first, counter.
         prefix_cache_hits: of these, tokens in blocks that they found, counter.
         allocated_token_slots: summed over steps: token places in allocated blocks, a shared block counted once, counter.
@@ -120,6 +121,7 @@ class EngineStats:
     scheduled_tokens: int = 0
     padded_tokens: int = 0
     compile_events: int = 0
+    stalls: int = 0
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
     allocated_token_slots: int = 0

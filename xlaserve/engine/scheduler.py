@@ -74,6 +74,17 @@ class Decision:
         rows = [[(sequence, True) for sequence in self.generate.sequences]] if self.generate else []
         return rows + ([[(chunk.sequence, chunk.samples) for chunk in self.context.chunks]] if self.context else [])
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that it computes."""
+        tokens = len(self.generate.sequences) if self.generate else 0
+        return tokens + (sum(chunk.length for chunk in self.context.chunks) if self.context else 0)
+
+    @property
+    def places(self) -> int:
+        """Token places of its graphs, padding included."""
+        return (self.generate.bucket.tokens if self.generate else 0) + (self.context.bucket.tokens if self.context else 0)
+
 
 class Scheduler:
     """Decides iterations and keeps track of what every sequence holds.
@@ -169,30 +180,40 @@ class Scheduler:
         sequence.in_flight -= 1
         if sequence.status is Status.FINISHED:
             return False
-        sequence.output_ids.append(token)
-        self._publish(sequence)
-        if token in sequence.stop_ids and len(sequence.output_ids) >= sequence.params.min_tokens:
+        output = sequence.output_ids
+        output.append(token)
+        known = len(sequence.prompt_ids) + len(output)
+        if known >= (sequence.num_published + 1) * self._pool.block_size:
+            self._publish(sequence)
+        if token in sequence.stop_ids and len(output) >= sequence.params.min_tokens:
             self.finish(sequence, "stop", None if token in sequence.eos_ids else token)
-        elif sequence.num_known >= sequence.max_tokens:
+        elif known >= sequence.max_tokens:
             self.finish(sequence, "length")
         return True
 
     def _schedule_generate(self) -> GenerateStep | None:
         chosen: list[Sequence] = []
-        for sequence in list(self.running):
-            if sequence.status is Status.RUNNING and sequence.generating and not sequence.exhausted and self._grow(sequence, 1, chosen):
+        starts: list[int] = []
+        size = self._pool.block_size
+        for sequence in self.running[:]:
+            # A resident sequence computes its newest token, if it has not yet, and nothing else.
+            start = sequence.num_computed
+            if not sequence.resident or start + 1 >= sequence.max_tokens:
+                continue
+            # Growth for a sequence before this one may have preempted it, which made it non-resident.
+            if start < len(sequence.block_ids) * size or self._grow(sequence, 1, chosen):
                 chosen.append(sequence)
+                starts.append(start)
         if not chosen:
             return None
-        starts = tuple(sequence.num_computed for sequence in chosen)
         for sequence in chosen:
             sequence.num_computed += 1
             sequence.in_flight += 1
         width = self._pool.blocks_for(max(starts) + 1)
-        return GenerateStep(self._ladder.pick_generate(len(chosen), width), tuple(chosen), starts)
+        return GenerateStep(self._ladder.pick_generate(len(chosen), width), tuple(chosen), tuple(starts))
 
     def _schedule_context(self, budget: int, generating: Sequences[Sequence], *, admit: bool) -> ContextStep | None:
-        queue = [s for s in self.running if not s.generating and not s.exhausted and s.num_computed < s.num_known]
+        queue = [s for s in self.running if not s.resident]
         starts = [s.num_computed for s in queue]
         started = len(queue)
         admissible = self._admissible() if admit else []
@@ -230,7 +251,7 @@ class Scheduler:
             return chosen
         free = self._pool.num_free - (self._watermark if self.running else 0)
         # Prompts under way have a claim on the blocks of the chunks that they have not computed yet.
-        free -= sum(self._pool.blocks_for(s.num_known) - len(s.block_ids) for s in self.running if not s.generating)
+        free -= sum(self._pool.blocks_for(s.num_known) - len(s.block_ids) for s in self.running if not s.resident)
         for sequence in self.waiting:
             # A preempted sequence waits until what was on its way has been read.
             if len(chosen) >= len(self._free_slots) or sequence.in_flight:

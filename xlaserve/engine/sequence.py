@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import count
 
 from xlaserve.engine.outputs import FinishReason, RequestMetrics
 from xlaserve.paged.prefix import chain, root_digest
 from xlaserve.sampling.params import SamplingParams
+
+_KEYS = count()
 
 
 class Status(Enum):
@@ -38,6 +41,7 @@ class Sequence:
         metrics: timing, shared by the request's completions.
         leader: the request's first completion, whose prompt blocks this one shares; None for the first itself.
         bad_words: token ids of each text that must not be generated.
+        key: what the user's side and the engine call it; never given twice in a process.
     """
 
     request_id: str
@@ -50,6 +54,7 @@ class Sequence:
     max_tokens: int
     metrics: RequestMetrics
     leader: Sequence | None = None
+    key: int = field(default_factory=_KEYS.__next__)
     status: Status = Status.WAITING
     rank: tuple[int, int] = (0, 0)  # place in line: priority, then arrival
     output_ids: list[int] = field(default_factory=list[int])
@@ -74,7 +79,7 @@ class Sequence:
     @property
     def num_tokens(self) -> int:
         """All tokens, those that the host has not read yet included."""
-        return self.num_known + self.in_flight
+        return len(self.prompt_ids) + len(self.output_ids) + self.in_flight
 
     @property
     def num_drawn(self) -> int:

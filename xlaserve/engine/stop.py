@@ -27,6 +27,8 @@ class StopMatcher:
         Returns:
             The text that can be shown now, and the stop string that was found, if one was; then nothing may be fed any more.
         """
+        if not self._stops:
+            return text, None
         if not match:
             shown, self._held = self._held + text, ""
             return shown, None

@@ -1,4 +1,4 @@
-"""What the server asks of an engine, which is what `AsyncLLM` offers. Named here because the server must listen before JAX is imported.
+"""What the server asks of an engine, which is what `engine.front_end.FrontEnd` offers: the part of it that tests stand in for.
 
 All of it is called on the event loop thread, and nothing here blocks.
 """
@@ -69,6 +69,8 @@ class Engine(Protocol):
 
     @property
     def errored(self) -> BaseException | None: ...
+
+    async def wait_failed(self) -> None: ...
 
     def submit(self, prompt: str | Sequence[int], params: SamplingParams, *, request_id: str | None = None) -> TokenStream: ...
 

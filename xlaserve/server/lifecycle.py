@@ -1,4 +1,4 @@
-"""The server's life: take the port, listen, load the engine on a thread, serve, and stop in order when told to."""
+"""The server's life: take the port, listen, start the engine, serve, and stop in order when told to or when the engine has died."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ import os
 import signal
 import socket
 import sys
-import threading
-from collections.abc import Callable, Generator
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Generator
 
 import uvicorn
 
-from xlaserve.errors import ConfigError
+from xlaserve.errors import ConfigError, EngineDeadError
 from xlaserve.server.app import create_app
 from xlaserve.server.engine import Engine
 from xlaserve.server.settings import ServerSettings
@@ -26,9 +24,11 @@ log = logging.getLogger(__name__)
 BACKLOG = 2048
 # After the engine is closed every response ends at once; a client that reads nothing is not waited for longer than this.
 LAST_WRITES_SECONDS = 3
+# After the engine has died the server answers for so long that probes and clients learn of it, and then ends.
+LAST_ANSWERS_SECONDS = 2
 
 Progress = Callable[[str], None]
-Result = TypeVar("Result")
+Start = Callable[[Progress], Awaitable[Engine]]
 
 
 def bind(settings: ServerSettings) -> socket.socket:
@@ -61,7 +61,7 @@ def address(listener: socket.socket) -> str:
 def serve(
     listener: socket.socket,
     settings: ServerSettings,
-    load: Callable[[Progress], Engine],
+    start: Start,
     on_ready: Callable[[Engine], None],
     on_progress: Progress,
 ) -> int:
@@ -73,15 +73,15 @@ def serve(
     Args:
         listener: from `bind`.
         settings: of the HTTP side.
-        load: makes the engine, blocking, on a thread of its own; gets a function for progress lines.
+        start: makes the engine; gets a function for progress lines. It is cancelled where the server is stopped meanwhile.
         on_ready: called when requests are served.
-        on_progress: called for each progress line, on the loading thread.
+        on_progress: called for each progress line.
 
     Raises:
-        XlaserveError: the engine could not be loaded.
+        XlaserveError: the engine could not be started, or has died.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_Life(listener, settings, on_ready, on_progress).run(load))
+        return runner.run(_Life(listener, settings, on_ready, on_progress).run(start))
 
 
 class _QuietServer(uvicorn.Server):
@@ -103,7 +103,7 @@ class _Life:
         self._state = ServerState(settings)
         self._stop = asyncio.Event()
 
-    async def run(self, load: Callable[[Progress], Engine]) -> int:
+    async def run(self, start: Start) -> int:
         config = uvicorn.Config(
             create_app(self._state),
             lifespan="off",
@@ -116,28 +116,37 @@ class _Life:
         self._handle_signals()
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         stopped = asyncio.create_task(self._stop.wait())
-        loading = _on_thread(lambda: load(self._report))
+        starting = asyncio.ensure_future(start(self._report))
+        failed: asyncio.Task[None] | None = None
         engine: Engine | None = None
         try:
-            await asyncio.wait({loading, stopped, serving}, return_when=asyncio.FIRST_COMPLETED)
-            if loading.done():
-                engine = loading.result()
+            await asyncio.wait({starting, stopped, serving}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                engine = starting.result()
+                failed = asyncio.create_task(engine.wait_failed())
                 self._state.attach(engine)
                 self._on_ready(engine)
-                await asyncio.wait({stopped, serving}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({stopped, serving, failed}, return_when=asyncio.FIRST_COMPLETED)
+                if failed.done():
+                    # Nothing is left to be finished, so no client is waited for as if there were.
+                    config.timeout_graceful_shutdown = LAST_WRITES_SECONDS
+                    await asyncio.wait({stopped, serving}, timeout=LAST_ANSWERS_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._state.stop()
             server.should_exit = True
-            if engine is not None:
-                await self._drain()
+            if engine is None:
+                starting.cancel()
+                await asyncio.wait({starting})
+            else:
+                if engine.errored is None:
+                    await self._drain()
                 await engine.close()
             await serving
-            stopped.cancel()
-        if engine is None:
-            # A compilation cannot be interrupted, and the interpreter would wait for its threads.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
+            for task in (stopped, failed):
+                if task is not None:
+                    task.cancel()
+        if engine is not None and engine.errored is not None:
+            raise EngineDeadError(str(engine.errored))
         return 0
 
     async def _drain(self) -> None:
@@ -161,28 +170,6 @@ class _Life:
             os._exit(128 + number)
         print("xlaserve: stopping; send the signal again to stop at once", file=sys.stderr, flush=True)
         self._stop.set()
-
-
-def _on_thread(work: Callable[[], Result]) -> asyncio.Future[Result]:
-    """Runs `work` on a daemon thread, which unlike an executor's does not hold up the exit of the process."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Result] = loop.create_future()
-
-    def run() -> None:
-        try:
-            result = work()
-        except BaseException as error:
-            _from_thread(loop, future.set_exception, error if isinstance(error, Exception) else RuntimeError(repr(error)))
-        else:
-            _from_thread(loop, future.set_result, result)
-
-    threading.Thread(target=run, name="xlaserve-load", daemon=True).start()
-    return future
-
-
-def _from_thread(loop: asyncio.AbstractEventLoop, call: Callable[..., None], argument: object) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile: nobody waits for the result
-        loop.call_soon_threadsafe(call, argument)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -137,6 +137,7 @@ def _own_families(stats: EngineStats, labels: dict[str, str]) -> Iterator[Metric
     for name, documentation, value in (
         ("compile_events", "XLA compilations after readiness; a healthy engine stays at 0.", stats.compile_events),
         ("steps", "Engine iterations.", stats.steps),
+        ("stalls", "Times the engine had work and got nowhere for too long.", stats.stalls),
         ("scheduled_tokens", "Tokens that graphs computed for requests.", stats.scheduled_tokens),
         ("padded_tokens", "Token places in the same graphs that were padding.", stats.padded_tokens),
         ("allocated_token_slots", "Token places in allocated KV blocks, summed over steps.", stats.allocated_token_slots),

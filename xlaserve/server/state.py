@@ -39,6 +39,8 @@ class ServerState:
     @property
     def phase(self) -> Phase:
         """Where the server is in its life."""
+        if self._engine is not None and self._engine.errored is not None:
+            return "dead"
         if self._stopping:
             return "stopping"
         if self._engine is None:

@@ -1,0 +1,48 @@
+"""How the user's side reaches an engine, wherever that runs. No JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from xlaserve.engine.messages import Finish, ResetPrefixCache, TokenEvent
+from xlaserve.engine.outputs import EngineStats
+from xlaserve.engine.request import Request
+from xlaserve.errors import XlaserveError
+
+OnEvents = Callable[[list[TokenEvent]], None]
+OnFailure = Callable[[XlaserveError], None]
+
+
+class Connection(Protocol):
+    """A running engine. All of it belongs to the event loop's thread, except `stats`, and nothing blocks."""
+
+    def listen(self, on_events: OnEvents, on_failure: OnFailure) -> None:
+        """Say what to call, on the event loop's thread, with the events of each iteration, and once with what ended the engine."""
+        ...
+
+    def add(self, request: Request) -> None:
+        """Put a validated request in the queue."""
+        ...
+
+    def tell(self, message: Finish | ResetPrefixCache) -> None:
+        """Anything else. Without effect on a sequence that has ended, and on an engine that has."""
+        ...
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences in the queue, those on their way to it included."""
+        ...
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Tokens of their prompts."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges of the engine, not older than a moment; from any thread."""
+        ...
+
+    async def close(self) -> None:
+        """End the engine and wait until it has ended."""
+        ...

@@ -1,0 +1,242 @@
+"""The user's side of an engine, on one event loop: validate, tokenize, submit; detokenize, find stop strings, stream. No JAX."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator
+from collections.abc import Sequence as Sequences
+from dataclasses import replace
+
+from xlaserve.engine.config import EngineConfig
+from xlaserve.engine.connection import Connection
+from xlaserve.engine.input_processor import InputProcessor
+from xlaserve.engine.messages import EngineInfo, Finish, ResetPrefixCache, TokenEvent
+from xlaserve.engine.output_processor import OutputProcessor
+from xlaserve.engine.output_stream import OutputStream
+from xlaserve.engine.outputs import EngineStats, RequestOutput
+from xlaserve.engine.request import Request
+from xlaserve.engine.watchdog import Watchdog
+from xlaserve.errors import EngineDeadError, InvalidRequestError, OverloadedError, XlaserveError
+from xlaserve.models.tokenizer import Tokenizer
+from xlaserve.sampling.params import SamplingParams
+
+log = logging.getLogger(__name__)
+
+
+class FrontEnd:
+    """A model that serves many requests at once. `submit` and `generate` belong to one event loop.
+
+    Args:
+        connection: to the engine, which is ready.
+        info: about it.
+        tokenizer: of its model.
+        config: what the engine was started with.
+    """
+
+    def __init__(self, connection: Connection, info: EngineInfo, tokenizer: Tokenizer, config: EngineConfig) -> None:
+        self._connection = connection
+        self._info = info
+        self._tokenizer = tokenizer
+        self._max_queued = config.max_queued_requests
+        self._max_queued_tokens = config.max_queued_tokens
+        self._inputs = InputProcessor(
+            tokenizer,
+            vocab_size=info.vocab_size,
+            max_model_len=info.max_model_len,
+            eos_ids=info.eos_ids,
+            seed=config.seed,
+            by_priority=config.scheduling_policy == "priority",
+            scores_prompts=info.scores_prompts,
+        )
+        self._processor = OutputProcessor(tokenizer)
+        self._streams: dict[str, OutputStream] = {}
+        self._closing = False
+        self._error: XlaserveError | None = None
+        self._failed = asyncio.Event()
+        self._watchdog = Watchdog(config.stall_timeout)
+        self._closed = threading.Event()
+        connection.listen(self._deliver, self._fail)
+        interval = min(5.0, config.stall_timeout / 4)
+        threading.Thread(target=self._watch, args=(interval,), name="watchdog", daemon=True).start()
+
+    @property
+    def model_name(self) -> str:
+        """What requests call the model."""
+        return self._info.model_name
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._tokenizer
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest sequence in tokens, prompt and output together."""
+        return self._info.max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that the model has embeddings for."""
+        return self._info.vocab_size
+
+    @property
+    def plan(self) -> str:
+        """Model, platform, memory and graphs, several lines for a person."""
+        return self._info.plan
+
+    @property
+    def default_sampling(self) -> dict[str, float | int]:
+        """Sampling parameters that the model's authors recommend, from its generation_config.json."""
+        return self._info.default_sampling
+
+    @property
+    def healthy(self) -> bool:
+        """Whether requests can be served: the engine has not stopped, and it gets on with its work."""
+        return self._error is None and not self._closing and not self._watchdog.stalled
+
+    @property
+    def errored(self) -> BaseException | None:
+        """What stopped the engine, if something did."""
+        return self._error
+
+    async def wait_failed(self) -> None:
+        """Return when the engine has stopped after an error, which `errored` then tells."""
+        await self._failed.wait()
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges of the engine; may be called from any thread."""
+        return replace(self._connection.stats(), stalls=self._watchdog.stalls)
+
+    def submit(self, prompt: str | Sequences[int], params: SamplingParams, *, request_id: str | None = None) -> OutputStream:
+        """Start a request.
+
+        Args:
+            prompt: text, or token ids.
+            params: how to sample.
+            request_id: a name for it, unique among requests under way; None makes one.
+
+        Returns:
+            Its increments, to be iterated over.
+
+        Raises:
+            InvalidRequestError: the prompt or a parameter is not acceptable.
+            OverloadedError: too many requests are waiting.
+            EngineDeadError: the engine has stopped.
+        """
+        self._check_alive()
+        if request_id in self._streams:
+            raise InvalidRequestError(
+                f"request_id {request_id!r} is in use by a request that has not ended.", field="request_id", value=request_id
+            )
+        if params.n > self._max_queued:
+            raise InvalidRequestError(
+                f"n is {params.n}, and the queue holds {self._max_queued} sequences (--max-queued-requests): ask for fewer.",
+                field="n",
+                value=params.n,
+            )
+        waiting = self._connection.num_waiting
+        if waiting + params.n > self._max_queued:
+            raise OverloadedError(
+                f"{waiting} sequences are waiting, and the queue holds {self._max_queued} (--max-queued-requests). Try again later."
+            )
+        request = self._inputs.request(prompt, params, request_id)
+        self._check_queued_tokens(len(request.prompt_ids))
+        stream = OutputStream(request.request_id, request.prompt_ids, lambda: self._abort(request))
+        self._connection.add(request)
+        self._processor.add(request)
+        self._streams[request.request_id] = stream
+        return stream
+
+    async def generate(
+        self, prompt: str | Sequences[int], params: SamplingParams, *, request_id: str | None = None
+    ) -> AsyncIterator[RequestOutput]:
+        """Complete a prompt; leaving the iteration early aborts the request. Arguments and errors are those of `submit`."""
+        stream = self.submit(prompt, params, request_id=request_id)
+        try:
+            async for output in stream:
+                yield output
+        finally:
+            stream.abort()
+
+    def reset_prefix_cache(self) -> None:
+        """Requests that are submitted from here on reuse nothing that was computed before.
+
+        Raises:
+            EngineDeadError: the engine has stopped.
+        """
+        self._check_alive()
+        self._connection.tell(ResetPrefixCache())
+
+    async def close(self) -> None:
+        """Abort what runs, and end the engine. May be called again."""
+        self._closing = True
+        self._closed.set()
+        await self._connection.close()
+        for stream in list(self._streams.values()):
+            stream.abort()
+
+    def _check_alive(self) -> None:
+        if self._error is not None:
+            raise EngineDeadError(str(self._error)) from self._error
+        if self._closing:
+            raise EngineDeadError("The engine has been closed.")
+
+    def _check_queued_tokens(self, tokens: int) -> None:
+        if self._max_queued_tokens is None:
+            return
+        if tokens > self._max_queued_tokens:
+            raise InvalidRequestError(
+                f"The prompt has {tokens} tokens, and the queue holds {self._max_queued_tokens} (--max-queued-tokens): shorten it.",
+                field="prompt",
+                value=tokens,
+            )
+        waiting = self._connection.num_waiting_tokens
+        if waiting + tokens > self._max_queued_tokens:
+            raise OverloadedError(
+                f"Prompts with {waiting} tokens are waiting, the request has {tokens}, and the queue holds {self._max_queued_tokens} "
+                "(--max-queued-tokens). Try again later."
+            )
+
+    def _abort(self, request: Request) -> None:
+        """End a request that nobody reads any more."""
+        if self._streams.pop(request.request_id, None) is None:
+            return
+        self._processor.remove(request.request_id)
+        for sequence in request.sequences:
+            self._connection.tell(Finish(sequence.key, "abort"))
+
+    def _watch(self, interval: float) -> None:
+        """In a thread of its own: an engine that gets nowhere cannot be trusted to say so."""
+        while not self._closed.wait(interval) and self._error is None:
+            stats = self._connection.stats()
+            progress = stats.steps + stats.generation_tokens
+            if self._watchdog.look(time.monotonic(), has_work=bool(self._streams), progress=progress):
+                log.error(
+                    "The engine has made no progress for too long: %d running, %d waiting, %d of %d KV blocks free, after %d iterations",
+                    stats.num_running,
+                    stats.num_waiting,
+                    stats.num_free_blocks,
+                    stats.num_blocks,
+                    stats.steps,
+                )
+
+    def _deliver(self, events: list[TokenEvent]) -> None:
+        processed = self._processor.process(events)
+        for finish in processed.finishes:
+            self._connection.tell(finish)
+        for output in processed.outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is not None:
+                stream.put(output)
+                if output.finished:
+                    del self._streams[output.request_id]
+
+    def _fail(self, error: XlaserveError) -> None:
+        self._error = error
+        self._failed.set()
+        for stream in self._streams.values():
+            stream.fail(EngineDeadError(str(error)))
+        self._streams.clear()

@@ -1,0 +1,74 @@
+"""The engine's thread: takes messages, runs iterations, tells what came of them. The same wherever the user's side is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from xlaserve.engine.core import EngineCore
+from xlaserve.engine.inbox import Inbox
+from xlaserve.engine.messages import Add, Finish, ResetPrefixCache, TokenEvent
+from xlaserve.engine.request import Request
+from xlaserve.engine.sequence import Sequence
+
+log = logging.getLogger(__name__)
+
+
+class EngineLoop:
+    """Runs an engine until its inbox is closed.
+
+    Args:
+        core: the engine.
+        inbox: what it is told.
+
+    Attributes:
+        num_accepted: sequences taken out of the inbox so far.
+        num_accepted_tokens: tokens of their prompts.
+    """
+
+    def __init__(self, core: EngineCore, inbox: Inbox) -> None:
+        self._core = core
+        self._inbox = inbox
+        self._sequences: dict[int, Sequence] = {}
+        self.num_accepted = self.num_accepted_tokens = 0
+
+    def run(self, tell: Callable[[list[TokenEvent]], None]) -> None:
+        """Iterate. `tell` is called after each iteration with its events, of which there may be none.
+
+        Raises:
+            Exception: an iteration failed; the engine cannot go on.
+        """
+        while (messages := self._inbox.take(lambda: self._core.has_work)) is not None:
+            events: list[TokenEvent] = []
+            for message in messages:
+                if isinstance(message, Finish):
+                    self._finish(message)
+                elif isinstance(message, ResetPrefixCache):
+                    self._core.reset_prefix_cache()
+                else:
+                    events += self._add(message)
+            events += self._core.step()
+            for event in events:
+                if event.finish_reason is not None:
+                    self._sequences.pop(event.key, None)
+            tell(events)
+
+    def _add(self, request: Request | Add) -> list[TokenEvent]:
+        keys = request.keys
+        try:
+            for sequence in request.sequences() if isinstance(request, Add) else request.sequences:
+                self._core.add(sequence)
+                self._sequences[sequence.key] = sequence
+        except Exception:
+            log.exception("Request %s has ended: the engine could not take it", request.request_id)
+            for key in keys:
+                self._finish(Finish(key, "error"))
+            return [TokenEvent(key, None, "error") for key in keys]
+        finally:
+            self.num_accepted += len(keys)
+            self.num_accepted_tokens += len(request.prompt_ids)
+        return []
+
+    def _finish(self, finish: Finish) -> None:
+        if (sequence := self._sequences.pop(finish.key, None)) is not None:
+            self._core.finish(sequence, finish.reason, finish.stop_reason)

@@ -1,0 +1,214 @@
+"""What the user's side and the engine tell each other, in one process or between two. No JAX.
+
+Sequences are named by their key: the user's request ids may be in use again while events of their last owner are on the way.
+Between processes messages are msgpack arrays; both ends are always of the same version.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import msgspec
+
+from xlaserve import errors
+from xlaserve.engine.config import EngineConfig
+from xlaserve.engine.outputs import EngineStats, FinishReason, RequestMetrics
+from xlaserve.engine.request import Request
+from xlaserve.engine.sequence import Sequence
+from xlaserve.errors import EngineDeadError, XlaserveError
+from xlaserve.sampling.params import SamplingParams
+from xlaserve.sampling.scores import TokenScore
+
+
+class TokenEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One step of one sequence, for whoever makes text of it.
+
+    Args:
+        key: of the sequence.
+        token: the new token, None where there is none.
+        finish_reason: set on the sequence's last event.
+        stop_reason: the stop id that ended it, if one did.
+        scores: of the token and the most likely ones, where the sequence asks for log probabilities.
+        metrics: timing of its request so far, on the sequence's first and last event.
+        num_cached_tokens: prompt tokens whose KV was reused; given with `metrics`.
+        prompt_scores: of prompt tokens, by their place; in events of their own, without a token, before the first token.
+    """
+
+    key: int
+    token: int | None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    scores: list[TokenScore] | None = None
+    metrics: RequestMetrics | None = None
+    num_cached_tokens: int = 0
+    prompt_scores: dict[int, list[TokenScore]] | None = None
+
+
+class Start(msgspec.Struct, array_like=True, frozen=True, tag=0):
+    """To a new engine process: what to be.
+
+    Args:
+        config: the engine's options.
+        log_level: of the `xlaserve` loggers, a number of the `logging` module.
+        python_path: what the PYTHONPATH of processes that it starts itself is to be.
+    """
+
+    config: EngineConfig
+    log_level: int
+    python_path: str | None
+
+
+class Add(msgspec.Struct, array_like=True, frozen=True, tag=1):
+    """To the engine: the sequences of one request. Lists hold a value per sequence; what they share is written once."""
+
+    request_id: str
+    keys: list[int]
+    seeds: list[int]
+    prompt_ids: list[int]
+    params: dict[str, Any]
+    stop_ids: list[int]
+    eos_ids: list[int]
+    bad_words: tuple[tuple[int, ...], ...]
+    max_tokens: int
+    arrival_time: float
+
+    @classmethod
+    def of(cls, request: Request) -> Add:
+        """The message for a request."""
+        sequences = request.sequences
+        first = sequences[0]
+        return cls(
+            request_id=request.request_id,
+            keys=request.keys,
+            seeds=[sequence.seed for sequence in sequences],
+            prompt_ids=request.prompt_ids,
+            params=_differences(first.params),
+            stop_ids=list(first.stop_ids),
+            eos_ids=list(first.eos_ids),
+            bad_words=first.bad_words,
+            max_tokens=first.max_tokens,
+            arrival_time=request.metrics.arrival_time,
+        )
+
+    def sequences(self) -> tuple[Sequence, ...]:
+        """The sequences that it describes."""
+        params, metrics = SamplingParams(**self.params), RequestMetrics(self.arrival_time)
+        stop_ids, eos_ids = frozenset(self.stop_ids), frozenset(self.eos_ids)
+        sequences: list[Sequence] = []
+        for index, (key, seed) in enumerate(zip(self.keys, self.seeds, strict=True)):
+            sequence = Sequence(
+                request_id=self.request_id,
+                index=index,
+                prompt_ids=self.prompt_ids,
+                params=params,
+                stop_ids=stop_ids,
+                eos_ids=eos_ids,
+                seed=seed,
+                max_tokens=self.max_tokens,
+                metrics=metrics,
+                leader=sequences[0] if sequences else None,
+                key=key,
+                bad_words=self.bad_words,
+            )
+            sequences.append(sequence)
+        return tuple(sequences)
+
+
+class Finish(msgspec.Struct, array_like=True, frozen=True, tag=2):
+    """To the engine: end a sequence, because nobody wants more of it, a stop string was found in its text, or its text failed."""
+
+    key: int
+    reason: FinishReason
+    stop_reason: str | None = None
+
+
+class ResetPrefixCache(msgspec.Struct, array_like=True, frozen=True, tag=3):
+    """To the engine: what comes reuses nothing that was computed before."""
+
+
+class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
+    """What the user's side must know of an engine.
+
+    Args:
+        model_name: what requests call the model.
+        checkpoint: its directory or file, to read the tokenizer from.
+        max_model_len: longest sequence in tokens, prompt and output together.
+        vocab_size: token ids that the model has embeddings for.
+        eos_ids: its end-of-sequence ids.
+        default_sampling: sampling parameters that its authors recommend.
+        plan: model, platform, memory and graphs, several lines for a person.
+        scores_prompts: whether its graphs can give log probabilities of prompts.
+    """
+
+    model_name: str
+    checkpoint: str
+    max_model_len: int
+    vocab_size: int
+    eos_ids: tuple[int, ...]
+    default_sampling: dict[str, float | int]
+    plan: str
+    scores_prompts: bool = True
+
+
+class Progress(msgspec.Struct, array_like=True, frozen=True, tag=0):
+    """From the engine: a line for a person while it gets ready."""
+
+    line: str
+
+
+class Ready(msgspec.Struct, array_like=True, frozen=True, tag=1):
+    """From the engine: it takes requests from now on."""
+
+    info: EngineInfo
+
+
+class Step(msgspec.Struct, array_like=True, frozen=True, tag=2):
+    """From the engine: what came of an iteration, and how it stands.
+
+    Args:
+        events: of the iteration.
+        num_waiting: sequences in the queue.
+        num_waiting_tokens: tokens of their prompts.
+        num_accepted: sequences that the engine has received since its start.
+        num_accepted_tokens: tokens of their prompts.
+        stats: the latest statistics, where it is time for new ones.
+    """
+
+    events: list[TokenEvent]
+    num_waiting: int
+    num_waiting_tokens: int
+    num_accepted: int
+    num_accepted_tokens: int
+    stats: EngineStats | None
+
+
+class Failed(msgspec.Struct, array_like=True, frozen=True, tag=3):
+    """From the engine: it ends after an error. `kind` is a type of `xlaserve.errors`."""
+
+    kind: str
+    message: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failed:
+        """The message for an error; what was not raised on purpose crosses with its type in the text."""
+        if isinstance(error, XlaserveError):
+            return cls(type(error).__name__, str(error))
+        return cls(EngineDeadError.__name__, f"The engine has stopped after an error: {type(error).__name__}: {error}")
+
+    def error(self) -> XlaserveError:
+        """The error again, of its own type."""
+        return getattr(errors, self.kind)(self.message)
+
+
+ToEngine = Start | Add | Finish | ResetPrefixCache
+FromEngine = Progress | Ready | Step | Failed
+
+
+def _differences(params: SamplingParams) -> dict[str, Any]:
+    """The fields of `params` that differ from their defaults.
+
+    `max_tokens` is left open: what it comes to is `Sequence.max_tokens`, and users may give a number that no message can hold.
+    """
+    values = {field.name: getattr(params, field.name) for field in fields(params)}
+    return {field.name: values[field.name] for field in fields(params) if values[field.name] != field.default} | {"max_tokens": None}
