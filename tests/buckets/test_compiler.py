@@ -18,7 +18,7 @@ from xlaserve.buckets import compiler as compiler_module
 from xlaserve.buckets.compile_events import COMPILE_EVENTS
 from xlaserve.buckets.compiler import Compiler, Graph, collect, store_key
 from xlaserve.buckets.graphs import GraphSpec, lower
-from xlaserve.buckets.ladder import SEAT, Bucket, Ladder, SeatBucket, make_ladder
+from xlaserve.buckets.ladder import SEAT, Bucket, ContextBucket, Ladder, SeatBucket, make_ladder
 from xlaserve.buckets.layout import row_width
 from xlaserve.buckets.store import GraphStore
 from xlaserve.engine.batch import empty_batch
@@ -193,9 +193,10 @@ def test_kv_and_state_are_updated_in_place_in_every_graph(setup: Setup) -> None:
     for bucket in LADDER.buckets:
         analysis = setup.graphs[bucket].run.memory_analysis()  # type: ignore[attr-defined]
         assert analysis.alias_size_in_bytes == wanted, bucket.name
-        # What is not aliased is the sampled tokens and their scores (and the pointers of the result tuple).
-        pointers = 8 * (len(held) + 2)
-        assert analysis.output_size_in_bytes - wanted <= bucket.rows * 4 * (1 + SCORE_WIDTH) + pointers, bucket.name
+        # What is not aliased is the sampled tokens and the scores (and the pointers of the result tuple).
+        pointers = 8 * (len(held) + 3)
+        scored = bucket.rows + (bucket.tokens if isinstance(bucket, ContextBucket) else 0)
+        assert analysis.output_size_in_bytes - wanted <= bucket.rows * 4 + scored * 4 * SCORE_WIDTH + pointers, bucket.name
 
 
 def test_old_kv_is_gone_after_a_step(setup: Setup) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,3 +140,66 @@ def test_increments_carry_their_own(tiny_model: Tiny) -> None:
         assert [next(iter(entry)) for entry in output.logprobs] == output.token_ids
         total = sum(entry[token].logprob for entry, token in zip(output.logprobs, output.token_ids, strict=True))
         assert output.cumulative_logprob == pytest.approx(total, abs=1e-9)
+
+
+def check_prompt(found: list[dict[int, Logprob] | None] | None, prompt: Sequence[int], top: int, logits: np.ndarray) -> None:
+    """Those of a whole prompt against reference logits [len(prompt), V]."""
+    assert found is not None
+    assert len(found) == len(prompt)
+    assert found[0] is None
+    values = log_softmax(logits)
+    for place in range(1, len(prompt)):
+        entry = found[place]
+        assert entry is not None
+        check(entry, prompt[place], top, values[place - 1])
+
+
+@pytest.mark.parametrize("top", [0, 3, 20])
+def test_prompt_logprobs_as_transformers_gives_them(top: int, tiny_llm: LLM) -> None:
+    cases = load_tiny("llama3").cases
+    assert [len(case.prompt) for case in cases] == [1, 17, 64, 150], "one token, and several chunks"
+    params = options(prompt_logprobs=top, max_tokens=2)
+    for _ in range(2):
+        outputs = tiny_llm.generate([list(case.prompt) for case in cases], params)
+        for case, output in zip(cases, outputs, strict=True):
+            check_prompt(output.prompt_logprobs, case.prompt, top, case.logits)
+            assert output.num_cached_tokens == 0, "what is found in the cache has no logits"
+            assert output.outputs[0].token_ids == list(case.greedy.tokens[:2])
+            assert output.outputs[0].logprobs is None
+    assert_idle(tiny_llm)
+
+
+def test_prompt_logprobs_beside_others_and_under_pressure(tiny_llm: LLM, tiny_model: Tiny) -> None:
+    params = [
+        options(prompt_logprobs=2, n=2, temperature=1.0, seed=4, max_tokens=40),
+        options(max_tokens=40),
+        options(prompt_logprobs=0, logprobs=1),
+    ] * 4
+    crowd = prompts(len(params), longest=100, seed=30)
+    alone = [tiny_llm.generate([prompt], each)[0] for prompt, each in zip(crowd, params, strict=True)]
+    with LLM(str(tiny_model("llama3")), max_model_len=256, max_num_seqs=8, max_num_batched_tokens=32, num_blocks=25) as pressed:
+        squeezed = pressed.generate(crowd, params)
+        assert pressed.stats().preemptions > 0
+        assert_idle(pressed)
+    for prompt, each, one, two in zip(crowd, params, alone, squeezed, strict=True):
+        assert ids([one]) == ids([two])
+        if each.prompt_logprobs is None:
+            assert one.prompt_logprobs is two.prompt_logprobs is None
+            continue
+        logits = engine_logits(tiny_model("llama3"), prompt)
+        check_prompt(one.prompt_logprobs, prompt, each.prompt_logprobs, logits)
+        check_prompt(two.prompt_logprobs, prompt, each.prompt_logprobs, logits)
+
+
+def test_prompt_logprobs_come_once(tiny_model: Tiny) -> None:
+    prompt = prompts(1, longest=150, seed=31)[0]
+
+    async def collect() -> list[int]:
+        engine = AsyncLLM(str(tiny_model("llama3")), max_model_len=256, max_num_seqs=8, max_num_batched_tokens=64, num_blocks=129)
+        try:
+            outputs = engine.generate(prompt, options(prompt_logprobs=1, n=2, temperature=1.0, seed=1, max_tokens=20))
+            return [len(output.prompt_logprobs) async for output in outputs if output.prompt_logprobs is not None]
+        finally:
+            await engine.close()
+
+    assert asyncio.run(collect()) == [len(prompt)]

@@ -80,6 +80,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("logprobs", 21, "got 21"),
     ("logprobs", True, "got True"),
     ("logprobs", 1.0, "got 1.0"),
+    ("prompt_logprobs", -1, "between 0 and 20, got -1"),
+    ("prompt_logprobs", 21, "got 21"),
     ("bad_words", [""], "non-empty"),
     ("bad_words", "", "non-empty"),
     ("bad_words", [3], "got 3"),

@@ -52,6 +52,7 @@ class ScriptedStream:
         self.prompt_token_ids = prompt
         self.params = params
         self.produced = 0
+        self.prompt_logprobs_after = 2
         self.aborted = False
         self._engine = engine
         self._total = (params.max_tokens or engine.max_model_len - len(prompt)) * params.n
@@ -88,7 +89,13 @@ class ScriptedStream:
             finished=finished,
             num_cached_tokens=0,
             metrics=RequestMetrics(arrival_time=0.0, first_scheduled_time=0.0),
+            prompt_logprobs=self._prompt_logprobs() if self.produced == self.prompt_logprobs_after else None,
         )
+
+    def _prompt_logprobs(self) -> list[dict[int, Logprob] | None] | None:
+        if self.params.prompt_logprobs is None:
+            return None
+        return [None, *({token: Logprob(-3.0, 3, chr(token))} for token in self.prompt_token_ids[1:])]
 
     def _output(self, index: int, letter: str, reason: FinishReason | None) -> CompletionOutput:
         output, top = CompletionOutput(index, letter, [ord(letter)], reason), self.params.logprobs

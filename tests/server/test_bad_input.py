@@ -101,13 +101,14 @@ BOTH: list[tuple[dict[str, Any], str]] = [
     ({"suffix": "end"}, "suffix"),
     ({"best_of": 2}, "best_of"),
     ({"use_beam_search": True}, "use_beam_search"),
-    ({"prompt_logprobs": 1}, "prompt_logprobs"),
+    ({"prompt_logprobs": 21}, "prompt_logprobs"),
+    ({"prompt_logprobs": "1"}, "prompt_logprobs"),
+    ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
 ]
 COMPLETION: list[tuple[dict[str, Any], str]] = [
     ({"logprobs": True}, "logprobs"),
     ({"logprobs": 21}, "logprobs"),
     ({"logprobs": -1}, "logprobs"),
-    ({"logprobs": 1, "echo": True}, "echo"),
     ({"prompt": None}, "prompt"),
     ({"prompt": ""}, "prompt"),
     ({"prompt": []}, "prompt"),
@@ -294,6 +295,7 @@ def test_too_long_names_the_numbers(shared: Live, kind: str) -> None:
 NEUTRAL: dict[str, Any] = {
     "logprobs": False,
     "top_logprobs": 0,
+    "prompt_logprobs": False,
     "logit_bias": {},
     "presence_penalty": 0,
     "frequency_penalty": 0.0,

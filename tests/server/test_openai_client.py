@@ -105,6 +105,36 @@ def test_completion_logprobs(client: OpenAI) -> None:
     assert streamed == [{name: getattr(logprobs, name) for name in fields} for logprobs in whole]
 
 
+def test_echoed_prompts_have_logprobs_too(client: OpenAI) -> None:
+    def ask(**options: Any) -> Any:
+        return client.completions.create(model=MODEL, prompt=["xyz", "uv"], n=2, max_tokens=2, logprobs=1, echo=True, **options)
+
+    whole = [choice.logprobs for choice in ask().choices]
+    assert [logprobs.tokens for logprobs in whole] == [[*"xyzab"], [*"xyzbc"], [*"uvab"], [*"uvbc"]]
+    assert whole[1].token_logprobs == [None, -3.0, -3.0, -2.0, -2.0]
+    assert whole[1].top_logprobs[:2] == [None, {"y": -3.0}]
+    assert whole[1].text_offset == [0, 1, 2, 3, 4]
+    streamed: list[list[str]] = [[] for _ in whole]
+    texts = [""] * len(whole)
+    with ask(stream=True) as stream:
+        for choice in (choice for chunk in stream for choice in chunk.choices):
+            texts[choice.index] += choice.text
+            streamed[choice.index] += choice.logprobs.tokens if choice.logprobs else []
+    assert streamed == [logprobs.tokens for logprobs in whole]
+    assert texts == ["xyzab", "xyzbc", "uvab", "uvbc"]
+
+
+def test_prompt_logprobs(client: OpenAI, server: Live) -> None:
+    completion = client.completions.create(model=MODEL, prompt="ab", max_tokens=2, extra_body={"prompt_logprobs": 0})
+    expected = [None, {"98": {"logprob": -3.0, "rank": 3, "decoded_token": "b"}}]
+    assert completion.choices[0].model_dump()["prompt_logprobs"] == expected
+    assert completion.choices[0].text == "ab"
+    messages = [{"role": "user", "content": "hi"}]
+    chat = server.client.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 2, "prompt_logprobs": 0}).json()
+    assert len(chat["prompt_logprobs"]) == chat["usage"]["prompt_tokens"]
+    assert chat["prompt_logprobs"][0] is None
+
+
 def test_models(client: OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).object == "model"

@@ -77,6 +77,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     (COMPLETIONS, {"prompt": "hello", "seed": 6, "temperature": 2, "top_p": 0.7, "min_p": 0.01, "max_tokens": 60}),
     (CHAT, {**HELLO, "seed": 7, "max_tokens": 40, "n": 2}),
     (COMPLETIONS, {"prompt": "hello", "seed": 8, "max_tokens": 40, "logprobs": 3, "n": 2, "stop": ["e", "th"]}),
+    (COMPLETIONS, {"prompt": ["hello there", "x"], "seed": 8, "max_tokens": 20, "logprobs": 2, "n": 2, "echo": True}),
     (CHAT, {**HELLO, "seed": 9, "max_tokens": 40, "logprobs": True, "top_logprobs": 5, "presence_penalty": 1.5}),
     (
         COMPLETIONS,
@@ -99,7 +100,7 @@ def alike(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
     if isinstance(a, list):
         return len(a) == len(b) and all(alike(x, y) for x, y in zip(a, b, strict=True))
-    return bool(abs(a - b) < TOLERANCE) if isinstance(a, float) else bool(a == b)
+    return bool(abs(a - b) < TOLERANCE) if isinstance(a, float) and isinstance(b, float) else bool(a == b)
 
 
 @pytest.mark.parametrize(("path", "body"), CASES)

@@ -21,7 +21,7 @@ import jax
 from jax.experimental import serialize_executable
 
 from xlaserve import __version__
-from xlaserve.buckets.graphs import GraphSpec, StepOutput, lower
+from xlaserve.buckets.graphs import GraphSpec, StepOutput, lower, scores_prompts
 from xlaserve.buckets.ladder import Bucket, Ladder, SeatBucket
 from xlaserve.buckets.store import GraphStore
 from xlaserve.errors import ArtifactError
@@ -155,7 +155,8 @@ def _trees(spec: GraphSpec, bucket: Bucket | SeatBucket) -> tuple[Any, Any]:
     params, kv, state = (0,) * len(spec.parameters()), (0,) * len(spec.kv()), spec.state()
     if isinstance(bucket, SeatBucket):
         return jax.tree.structure(((state, *(0 for _ in state)), {})), jax.tree.structure(state)
-    return jax.tree.structure(((params, kv, state, 0), {})), jax.tree.structure((kv, state, StepOutput(0, 0)))  # type: ignore[arg-type]
+    output: Any = StepOutput(0, 0, 0 if scores_prompts(spec, bucket) else None)  # type: ignore[arg-type]
+    return jax.tree.structure(((params, kv, state, 0), {})), jax.tree.structure((kv, state, output))
 
 
 def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:

@@ -18,13 +18,13 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
-from xlaserve.buckets.ladder import Bucket, GenerateBucket, SeatBucket
+from xlaserve.buckets.ladder import Bucket, ContextBucket, GenerateBucket, SeatBucket
 from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, row_width, table_at
 from xlaserve.models.config import ModelConfig
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
 from xlaserve.paged.attention import PagedKV, StepShape
 from xlaserve.platforms.platform import AttentionKind, Device
-from xlaserve.sampling.logprobs import score
+from xlaserve.sampling.logprobs import score, score_places
 from xlaserve.sampling.sampler import SamplingRows, sample
 from xlaserve.sampling.slot_state import AdjustmentRows, SlotState, adjust, advance, seat, state_shapes
 
@@ -35,10 +35,13 @@ class StepOutput(NamedTuple):
     Args:
         tokens: int32 `[rows]`, the sampled tokens.
         scores: int32 `[rows, SCORE_WIDTH]`, their log probabilities as `xlaserve.sampling.scores` reads them.
+        prompt_scores: int32 `[rows, length, SCORE_WIDTH]`, the same for the token after each of a chunk's; context graphs with conditionals
+            have it.
     """
 
     tokens: Array
     scores: Array
+    prompt_scores: Array | None = None
 
 
 Step = Callable[[tuple[Array, ...], tuple[Array, ...], SlotState, Array], tuple[tuple[Array, ...], SlotState, StepOutput]]
@@ -98,15 +101,32 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
         layers = list(zip(kv[::2], kv[1::2], strict=True))
         shape = StepShape(positions, batch[:, table_at(bucket) :], spec.block_size)
         cache = PagedKV(layers, shape, spec.attention)
-        logits: Any = model.apply({"params": parameter_tree(names, params)}, tokens, positions, cache.attend, length - 1)
+        variables = {"params": parameter_tree(names, params)}
+        hidden: Any = model.apply(variables, tokens, positions, cache.attend, method="hidden")
+
+        def head(x: Array) -> Any:
+            return model.apply(variables, x, method="head")
+
+        logits = head(jnp.take_along_axis(hidden, length[:, None, None] - 1, axis=1, mode="promise_in_bounds")[:, 0])
         adjusted = adjust(logits, state, slot, _adjustment(batch), branches=spec.branches)
         sampled = sample(adjusted, _sampling(batch), branches=spec.branches)
         scores = score(logits, sampled, batch[:, Header.LOGPROBS], branches=spec.branches)
+        prompt_scores = None
+        if scores_prompts(spec, bucket):
+            following = jnp.concatenate((tokens[:, 1:], tokens[:, :1]), axis=1)
+            last = jnp.arange(tokens.shape[1]) == length[:, None] - 1
+            following = jnp.where(last, batch[:, Header.NEXT_TOKEN, None], following)
+            prompt_scores = score_places(hidden, following, batch[:, Header.PROMPT_LOGPROBS], head)
         kv = tuple(array for pair in cache.layers for array in pair)
-        return kv, advance(state, slot, sampled), StepOutput(sampled, scores)
+        return kv, advance(state, slot, sampled), StepOutput(sampled, scores, prompt_scores)
 
     step.__name__ = bucket.name.replace("-", "_")
     return step
+
+
+def scores_prompts(spec: GraphSpec, bucket: Bucket) -> bool:
+    """Whether a graph can score prompt tokens. Without conditionals every prompt would pay for it, so no graph does."""
+    return spec.branches and isinstance(bucket, ContextBucket)
 
 
 def lower(spec: GraphSpec, bucket: Bucket | SeatBucket, device: Device) -> jax.stages.Lowered:

@@ -34,6 +34,8 @@ class Header(IntEnum):
     REPETITION = auto()
     BIASED = auto()  # 1 where the slot's bias counts
     WORDED = auto()  # 1 where the slot's bad words count
+    PROMPT_LOGPROBS = auto()  # as LOGPROBS, for the tokens after each of the chunk's
+    NEXT_TOKEN = auto()  # the token after the chunk's last one, where the chunk asks for those
     LOGPROBS = auto()  # 1 more than the number of most likely tokens to score beside the sampled one; 0 scores nothing
 
 

@@ -59,6 +59,10 @@ class BatchBuilder:
                 _ban_stops(row, chunk.sequence, chunk.sequence.num_drawn - 1)
             # Where nothing is to be sampled yet, the row samples as padding does: greedily, as that costs least, into the spare place.
             row[Header.START], row[Header.LENGTH] = chunk.start, chunk.length
+            end = chunk.start + chunk.length
+            if chunk.sequence.scores_prompt and chunk.start < len(chunk.sequence.prompt_ids) - 1:
+                row[Header.PROMPT_LOGPROBS] = 1 + (chunk.sequence.params.prompt_logprobs or 0)
+                row[Header.NEXT_TOKEN] = chunk.sequence.prompt_ids[end] if end < len(chunk.sequence.prompt_ids) else 0
             row[TOKENS_AT : TOKENS_AT + chunk.length] = chunk.sequence.tokens(chunk.start, chunk.start + chunk.length)
             row[table_at(step.bucket) :] = self._tables.rows([slot], step.bucket.width)[0]
         return batch

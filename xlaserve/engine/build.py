@@ -87,6 +87,7 @@ class Plan:
             eos_ids=_eos_ids(self.checkpoint, self.model),
             default_sampling={name: stored[name] for name in names if isinstance(stored.get(name), int | float)},
             plan=self.describe(),
+            scores_prompts=self.platform.branches,
         )
 
 

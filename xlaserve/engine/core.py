@@ -19,14 +19,14 @@ from xlaserve.engine.batch import Batch, BatchBuilder
 from xlaserve.engine.messages import TokenEvent
 from xlaserve.engine.outputs import EngineStats, FinishReason
 from xlaserve.engine.runner import Runner, read
-from xlaserve.engine.scheduler import Decision, Scheduler
+from xlaserve.engine.scheduler import ContextStep, Decision, Scheduler
 from xlaserve.engine.sequence import Sequence
 from xlaserve.engine.trace import StepRecord, StepTrace
 from xlaserve.paged.block_pool import BlockPool
 from xlaserve.sampling.scores import TokenScore, read_scores
 
-_Fetched = tuple[list[int], NDArray[np.int32] | None]
-"""Tokens of each row of a graph, and scores where they were asked for."""
+_Fetched = tuple[list[int], NDArray[np.int32] | None, NDArray[np.int32] | None]
+"""Tokens of each row of a graph, and their scores and those of prompts where they were asked for."""
 
 
 @dataclass(slots=True)
@@ -185,7 +185,10 @@ class EngineCore:
 
     def _process(self, decision: Decision, fetched: list[_Fetched], events: list[TokenEvent]) -> None:
         now, append = time.monotonic(), self._scheduler.append
-        for (tokens, scores), rows in zip(fetched, decision.rows, strict=True):
+        if decision.context is not None and (places := fetched[-1][2]) is not None:
+            events += _prompt_scores(decision.context, places)
+        before = len(events)
+        for (tokens, scores, _), rows in zip(fetched, decision.rows, strict=True):
             for row, (sequence, samples) in enumerate(rows):
                 if not samples or not append(sequence, tokens[row]):
                     continue
@@ -195,13 +198,31 @@ class EngineCore:
                 top = sequence.params.logprobs
                 scored = None if scores is None or top is None else read_scores(scores[row], tokens[row], top)
                 events.append(_event(sequence, tokens[row], scored))
-        self._counters.generation_tokens += len(events)
+        self._counters.generation_tokens += len(events) - before
+
+
+def _prompt_scores(step: ContextStep, places: NDArray[np.int32]) -> list[TokenEvent]:
+    """Events of the chunks that score their prompts, from int32 `[rows, length, SCORE_WIDTH]`."""
+    events: list[TokenEvent] = []
+    for row, chunk in zip(places, step.chunks, strict=False):
+        sequence = chunk.sequence
+        prompt, top = sequence.prompt_ids, sequence.params.prompt_logprobs
+        if top is None or not sequence.scores_prompt:
+            continue
+        ends = range(chunk.start + 1, min(chunk.start + chunk.length + 1, len(prompt)))
+        if found := {place: read_scores(row[place - chunk.start - 1], prompt[place], top) for place in ends}:
+            events.append(TokenEvent(sequence.key, None, prompt_scores=found))
+    return events
 
 
 def _fetch(decision: Decision, outputs: list[StepOutput]) -> list[_Fetched]:
     """Wait for the results of an iteration's graphs; scores cross only where a row asked for them."""
     return [
-        (read(output.tokens).tolist(), read(output.scores) if any(s.params.logprobs is not None for s, _ in rows) else None)
+        (
+            read(output.tokens).tolist(),
+            read(output.scores) if any(s.params.logprobs is not None for s, _ in rows) else None,
+            read(output.prompt_scores) if output.prompt_scores is not None and any(s.scores_prompt for s, _ in rows) else None,
+        )
         for output, rows in zip(outputs, decision.rows, strict=True)
     ]
 

@@ -49,6 +49,7 @@ class FrontEnd:
             eos_ids=info.eos_ids,
             seed=config.seed,
             by_priority=config.scheduling_policy == "priority",
+            scores_prompts=info.scores_prompts,
         )
         self._processor = OutputProcessor(tokenizer)
         self._streams: dict[str, OutputStream] = {}

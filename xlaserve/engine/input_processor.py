@@ -25,6 +25,7 @@ class InputProcessor:
         eos_ids: the model's end-of-sequence ids.
         seed: start of the random streams of requests without a seed.
         by_priority: whether priorities count; where they do not, requests may not set one.
+        scores_prompts: whether graphs can give log probabilities of prompts.
     """
 
     def __init__(
@@ -36,12 +37,14 @@ class InputProcessor:
         eos_ids: tuple[int, ...],
         seed: int,
         by_priority: bool = False,
+        scores_prompts: bool = True,
     ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._eos_ids = frozenset(eos_ids)
         self._by_priority = by_priority
+        self._scores_prompts = scores_prompts
         self._random = random.Random(seed)
 
     def request(self, prompt: str | Sequences[int], params: SamplingParams, request_id: str | None) -> Request:
@@ -86,6 +89,12 @@ class InputProcessor:
                 "leave it out, or serve with --scheduling-policy priority.",
                 field="priority",
                 value=params.priority,
+            )
+        if params.prompt_logprobs is not None and not self._scores_prompts:
+            raise InvalidRequestError(
+                "prompt_logprobs is not supported on this platform, whose graphs hold no conditionals: leave it out.",
+                field="prompt_logprobs",
+                value=params.prompt_logprobs,
             )
         name = request_id if request_id is not None else f"request-{uuid.uuid4().hex}"
         metrics = RequestMetrics(arrival_time=time.monotonic())

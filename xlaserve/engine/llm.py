@@ -50,6 +50,7 @@ class LLM:
             eos_ids=info.eos_ids,
             seed=config.seed,
             by_priority=config.scheduling_policy == "priority",
+            scores_prompts=info.scores_prompts,
         )
         self._processor = OutputProcessor(self._tokenizer)
 
@@ -161,5 +162,7 @@ def _empty_output(request: Request) -> RequestOutput:
 def _merge(total: RequestOutput, increment: RequestOutput) -> None:
     """Add an increment to what came before it."""
     total.finished, total.num_cached_tokens, total.metrics = increment.finished, increment.num_cached_tokens, increment.metrics
+    if increment.prompt_logprobs is not None:
+        total.prompt_logprobs = increment.prompt_logprobs
     for output in increment.outputs:
         add_increment(total.outputs[output.index], output)

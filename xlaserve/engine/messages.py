@@ -32,6 +32,7 @@ class TokenEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
         scores: of the token and the most likely ones, where the sequence asks for log probabilities.
         metrics: timing of its request so far, on the sequence's first and last event.
         num_cached_tokens: prompt tokens whose KV was reused; given with `metrics`.
+        prompt_scores: of prompt tokens, by their place; in events of their own, without a token, before the first token.
     """
 
     key: int
@@ -41,6 +42,7 @@ class TokenEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
     scores: list[TokenScore] | None = None
     metrics: RequestMetrics | None = None
     num_cached_tokens: int = 0
+    prompt_scores: dict[int, list[TokenScore]] | None = None
 
 
 class Start(msgspec.Struct, array_like=True, frozen=True, tag=0):
@@ -136,6 +138,7 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
         eos_ids: its end-of-sequence ids.
         default_sampling: sampling parameters that its authors recommend.
         plan: model, platform, memory and graphs, several lines for a person.
+        scores_prompts: whether its graphs can give log probabilities of prompts.
     """
 
     model_name: str
@@ -145,6 +148,7 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
     eos_ids: tuple[int, ...]
     default_sampling: dict[str, float | int]
     plan: str
+    scores_prompts: bool = True
 
 
 class Progress(msgspec.Struct, array_like=True, frozen=True, tag=0):

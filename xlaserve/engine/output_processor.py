@@ -36,6 +36,7 @@ class _Entry:
     completions: tuple[_Completion, ...]
     metrics: RequestMetrics
     num_cached_tokens: int = 0
+    prompt_logprobs: dict[int, dict[int, Logprob]] | None = None  # by place, until they have been given
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class OutputProcessor:
     def add(self, request: Request) -> None:
         """Expect events of a request."""
         entry = _Entry(request, tuple(self._completion(sequence) for sequence in request.sequences), request.metrics)
+        entry.prompt_logprobs = {} if request.sequences[0].scores_prompt else None
         self._entries[request.request_id] = entry
         for completion in entry.completions:
             self._by_key[completion.sequence.key] = entry, completion
@@ -93,6 +95,11 @@ class OutputProcessor:
             entry, completion = found
             request_id = entry.request.request_id
             try:
+                if event.prompt_scores is not None:
+                    # Where they have been given already, the prompt is being computed again after a preemption.
+                    if entry.prompt_logprobs is not None:
+                        entry.prompt_logprobs |= {place: self._logprobs(scores) for place, scores in event.prompt_scores.items()}
+                    continue
                 output, stop = _advance(completion, event)
                 if event.scores is not None:
                     completion.cumulative_logprob += event.scores[0].logprob
@@ -148,7 +155,16 @@ class OutputProcessor:
             finished=finished,
             num_cached_tokens=entry.num_cached_tokens,
             metrics=entry.metrics,
+            prompt_logprobs=self._take_prompt_logprobs(entry),
         )
+
+    def _take_prompt_logprobs(self, entry: _Entry) -> list[dict[int, Logprob] | None] | None:
+        """Those of a request whose prompt has been computed, once."""
+        found, count = entry.prompt_logprobs, len(entry.request.prompt_ids)
+        if found is None or len(found) < count - 1:
+            return None
+        entry.prompt_logprobs = None
+        return [None, *(found[place] for place in range(1, count))]
 
 
 def _advance(completion: _Completion, event: TokenEvent) -> tuple[CompletionOutput, str | None]:

@@ -78,6 +78,8 @@ class OutputStream:
 
 def _extend(total: RequestOutput, increment: RequestOutput) -> None:
     total.finished, total.num_cached_tokens, total.metrics = increment.finished, increment.num_cached_tokens, increment.metrics
+    if increment.prompt_logprobs is not None:
+        total.prompt_logprobs = increment.prompt_logprobs
     by_index = {output.index: output for output in total.outputs}
     for output in increment.outputs:
         if (known := by_index.get(output.index)) is None:

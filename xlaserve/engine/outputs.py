@@ -71,6 +71,8 @@ class RequestOutput:
         finished: True on the last output of the request: every completion has ended.
         num_cached_tokens: prompt tokens whose KV was reused and not computed.
         metrics: timing.
+        prompt_logprobs: for each prompt token, by token id: the token itself first, then the most likely ones; None for the first token.
+            In the first increment after the prompt was computed; None where not asked for.
     """
 
     request_id: str
@@ -80,6 +82,7 @@ class RequestOutput:
     finished: bool
     num_cached_tokens: int
     metrics: RequestMetrics
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

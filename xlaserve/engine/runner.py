@@ -58,6 +58,8 @@ class Runner:
         output.tokens.copy_to_host_async()
         if batch[:, Header.LOGPROBS].any():
             output.scores.copy_to_host_async()
+        if output.prompt_scores is not None and batch[:, Header.PROMPT_LOGPROBS].any():
+            output.prompt_scores.copy_to_host_async()
         return output
 
     def seat(self, sequence: Sequence) -> None:

@@ -280,7 +280,7 @@ class Scheduler:
         """
         size = self._pool.block_size
         most = (sequence.num_known - 1) // size
-        if at_least > most:
+        if at_least > most or sequence.scores_prompt:
             return []
         if not self._prefix_caching:
             leader = sequence.leader

@@ -112,6 +112,11 @@ class Sequence:
             digests += chain(parent, self.tokens(len(digests) * block_size, full * block_size), block_size)
         return digests
 
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether it has yet to give the log probabilities of its request's prompt, which must be computed then, not found in a cache."""
+        return self.index == 0 and self.params.prompt_logprobs is not None and not self.output_ids
+
     def tokens(self, start: int, stop: int) -> list[int]:
         """Known token ids from place `start` to before `stop`."""
         prompt = len(self.prompt_ids)

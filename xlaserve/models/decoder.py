@@ -84,9 +84,17 @@ class CausalLM(nn.Module):
             self.lm_head = Linear(self.config.vocab_size, False, self.dtype)
 
     def __call__(self, tokens: Array, positions: Array, attend: Attend, rows: Array | None = None) -> Array:
-        x = self.model(tokens, positions, attend)
+        x = self.hidden(tokens, positions, attend)
         if rows is not None:
             x = jnp.take_along_axis(x, rows[:, None, None], axis=1, mode="promise_in_bounds")[:, 0]
+        return self.head(x)
+
+    def hidden(self, tokens: Array, positions: Array, attend: Attend) -> Array:
+        """Hidden states `[S, L, hidden]` after the final norm."""
+        return self.model(tokens, positions, attend)
+
+    def head(self, x: Array) -> Array:
+        """float32 logits `[..., vocab]` of hidden states `[..., hidden]`."""
         logits = self.model.logits(x) if self.config.tie_embeddings else self.lm_head(x)
         logits = logits.astype(jnp.float32)
         if self.config.logit_softcap is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -9,6 +12,8 @@ from jax import Array
 from xlaserve.sampling.params import MASKED, MAX_LOGPROBS
 from xlaserve.sampling.sampler import argmax
 from xlaserve.sampling.scores import SCORE_WIDTH
+
+PLACES_AT_ONCE = 16
 
 
 def score(logits: Array, tokens: Array, wanted: Array, *, branches: bool) -> Array:
@@ -31,6 +36,32 @@ def score(logits: Array, tokens: Array, wanted: Array, *, branches: bool) -> Arr
         return _score(logits, tokens, jax.lax.cond(jnp.any(wanted > 1), lambda: most_likely(logits, branches=True), lambda: nothing))
 
     return jax.lax.cond(jnp.any(wanted > 0), scored, lambda: jnp.zeros((logits.shape[0], SCORE_WIDTH), jnp.int32))
+
+
+def score_places(hidden: Array, tokens: Array, wanted: Array, head: Callable[[Array], Array]) -> Array:
+    """Score a token at every place of a chunk, a few places at a time: logits of all of them would take more room than the model's layers.
+
+    Args:
+        hidden: `[S, L, hidden]`, the model's hidden states.
+        tokens: int32 `[S, L]`, the tokens that follow the places.
+        wanted: int32 `[S]`, as for `score`.
+        head: makes logits `[PLACES_AT_ONCE, V]` of hidden states.
+
+    Returns:
+        int32 `[S, L, SCORE_WIDTH]`; all zero where no row wants anything.
+    """
+    rows, length, width = hidden.shape
+    count = math.gcd(rows * length, PLACES_AT_ONCE)
+
+    def some(part: tuple[Array, Array]) -> Array:
+        x, chosen = part
+        return score(head(x), chosen, jnp.full(count, jnp.max(wanted)), branches=True)
+
+    def scored() -> Array:
+        parts = jax.lax.map(some, (hidden.reshape(-1, count, width), tokens.reshape(-1, count)))
+        return parts.reshape(rows, length, SCORE_WIDTH)
+
+    return jax.lax.cond(jnp.any(wanted > 0), scored, lambda: jnp.zeros((rows, length, SCORE_WIDTH), jnp.int32))
 
 
 def most_likely(logits: Array, *, branches: bool) -> tuple[Array, Array]:

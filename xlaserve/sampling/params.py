@@ -42,6 +42,7 @@ class SamplingParams:
         bad_words: texts that are not generated: their last token cannot follow the others. Each counts with and without a leading space.
         logprobs: give the log probability of every generated token, and of this many of the most likely ones besides, 0 to 20. They are
             of the model's own distribution, before penalties, biases and temperature.
+        prompt_logprobs: the same for the tokens of the prompt, all but the first.
         seed: makes the random stream reproducible; None draws one per request.
         stop: strings that end generation; the text ends before the match.
         stop_token_ids: token ids that end generation, besides the model's own end-of-sequence ids.
@@ -70,6 +71,7 @@ class SamplingParams:
     allowed_token_ids: list[int] | tuple[int, ...] | None = None
     bad_words: str | list[str] | tuple[str, ...] | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     seed: int | None = None
     stop: str | list[str] | tuple[str, ...] | None = None
     stop_token_ids: list[int] | tuple[int, ...] | None = None
@@ -93,6 +95,8 @@ class SamplingParams:
         _number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         if self.logprobs is not None:
             _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.prompt_logprobs is not None:
+            _integer("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
         if self.seed is not None:
             _integer("seed", self.seed, -(2**63), 2**63 - 1)
         if self.max_tokens is not None:

@@ -54,6 +54,7 @@ async def answer(
     logprobs: LogprobWriter,
     *,
     echoes: list[str] | None = None,
+    extra: Callable[[], dict[str, Any]] = dict,
 ) -> Response:
     """The response to a submitted generation. Whatever ends it early, the client's going away included, frees its KV blocks.
 
@@ -64,6 +65,7 @@ async def answer(
         head: opens the response.
         choices: makes the choices of a whole response once the generation is complete.
         logprobs: makes the log probabilities of a stream's chunks.
+        extra: makes further fields of a whole response.
         echoes: text to put before the completions of each prompt of a text stream.
 
     Raises:
@@ -84,4 +86,4 @@ async def answer(
         worker.cancel()
         watcher.cancel()
         await asyncio.gather(worker, watcher, return_exceptions=True)
-    return Response(orjson.dumps({**head, "choices": choices(), "usage": generation.usage()}), media_type="application/json")
+    return Response(orjson.dumps({**head, "choices": choices(), "usage": generation.usage(), **extra()}), media_type="application/json")

@@ -12,7 +12,7 @@ from xlaserve.server.answers import answer, response_head
 from xlaserve.server.body import read_body
 from xlaserve.server.engine import Engine
 from xlaserve.server.generation import Generation
-from xlaserve.server.logprobs import LogprobWriter
+from xlaserve.server.logprobs import LogprobWriter, prompt_logprobs
 from xlaserve.server.messages import conversation
 from xlaserve.server.parameters import sampling_params
 from xlaserve.server.prompts import encode
@@ -50,7 +50,10 @@ async def create_chat_completion(request: Request) -> Response:
             for choice in generation.choices
         ]
 
-    return await answer(request, body, generation, head, choices, logprobs)
+    def extra() -> dict[str, Any]:
+        return {"prompt_logprobs": prompt_logprobs(generation.prompt_logprobs[0])}
+
+    return await answer(request, body, generation, head, choices, logprobs, extra=extra)
 
 
 async def _prompt(body: ChatCompletionRequest, engine: Engine) -> list[int]:

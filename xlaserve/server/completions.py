@@ -10,7 +10,7 @@ from starlette.responses import Response
 from xlaserve.server.answers import answer, response_head
 from xlaserve.server.body import read_body
 from xlaserve.server.generation import Generation
-from xlaserve.server.logprobs import LogprobWriter
+from xlaserve.server.logprobs import LogprobWriter, Places, prompt_logprobs
 from xlaserve.server.parameters import sampling_params
 from xlaserve.server.prompts import completion_prompts
 from xlaserve.server.protocol import CompletionRequest
@@ -31,7 +31,11 @@ async def create_completion(request: Request) -> Response:
     generation = Generation(engine, state.metrics, [prompt.token_ids for prompt in prompts], params, head["id"])
     echoes = [prompt.echo for prompt in prompts]
 
-    logprobs = LogprobWriter(engine.tokenizer, params[0].logprobs, chat=False)
+    def echoed(choice: int) -> Places:
+        prompt = choice // params[0].n
+        return list(zip(prompts[prompt].token_ids, generation.prompt_logprobs[prompt] or (), strict=True))
+
+    logprobs = LogprobWriter(engine.tokenizer, params[0].logprobs, chat=False, echoed=echoed if body.echo else None)
 
     def choices() -> list[dict[str, Any]]:
         return [
@@ -41,6 +45,9 @@ async def create_completion(request: Request) -> Response:
                 "logprobs": logprobs.write(choice.index, choice.token_ids, choice.logprobs),
                 "finish_reason": choice.finish_reason,
                 "stop_reason": choice.stop_reason,
+                "prompt_logprobs": prompt_logprobs(generation.prompt_logprobs[choice.index // params[0].n])
+                if body.prompt_logprobs is not None
+                else None,
             }
             for choice in generation.choices
         ]

@@ -19,6 +19,9 @@ from xlaserve.server.engine import Engine, TokenStream
 from xlaserve.server.errors import GenerationFailedError, ShuttingDownError
 from xlaserve.server.metrics import Metrics
 
+PromptLogprobs = list[dict[int, Logprob] | None]
+"""For each prompt token; None for the first."""
+
 
 @dataclass(slots=True)
 class Choice:
@@ -72,6 +75,8 @@ class Generation:
         self._cached_tokens = [0] * len(prompts)
         self._n = params[0].n
         self.choices = [Choice(index) for index in range(self._n * len(prompts))]
+        self.prompt_logprobs: list[PromptLogprobs | None] = [None] * len(prompts)
+        self._held: list[list[Delta]] | None = [[] for _ in prompts] if params[0].prompt_logprobs is not None else None
         self._streams: list[TokenStream] = []
         try:
             for number, (ids, options) in enumerate(zip(prompts, params, strict=True)):
@@ -96,6 +101,12 @@ class Generation:
                 now = time.monotonic()
                 self._cached_tokens[prompt] = output.num_cached_tokens
                 deltas = [self._delta(prompt, moved, now) for moved in output.outputs]
+                if self._held is not None:
+                    # What a choice says of its prompt comes before what it says of its own tokens.
+                    self.prompt_logprobs[prompt] = output.prompt_logprobs or self.prompt_logprobs[prompt]
+                    deltas = self._held[prompt] + deltas
+                    wait = self.prompt_logprobs[prompt] is None and not output.finished
+                    self._held[prompt], deltas = (deltas, []) if wait else ([], deltas)
                 if output.finished:
                     self._unfinished -= 1
                     self._observe_end(prompt, output, now)

@@ -63,6 +63,9 @@ def sampling_params(request: GenerationRequest, engine: Engine, prompt_tokens: i
         values["top_k"] = 0
     values["max_tokens"] = asked
     values["logprobs"], logprobs_field = _asked_logprobs(request)
+    values["prompt_logprobs"] = request.prompt_logprobs
+    if isinstance(request, CompletionRequest) and request.echo and request.logprobs is not None:
+        values["prompt_logprobs"] = max(request.prompt_logprobs or 0, request.logprobs)
     try:
         return SamplingParams(**values)
     except InvalidRequestError as error:
@@ -82,10 +85,6 @@ def _asked_tokens(request: GenerationRequest) -> tuple[int | None, str]:
 
 def _asked_logprobs(request: GenerationRequest) -> tuple[int | None, str]:
     if isinstance(request, CompletionRequest):
-        if request.logprobs is not None and request.echo:
-            raise InvalidRequestError(
-                "`logprobs` with `echo` is not supported by this server: leave one of them out.", field="echo", value=True
-            )
         return request.logprobs, "logprobs"
     assert isinstance(request, ChatCompletionRequest)
     if request.logprobs:

@@ -89,6 +89,7 @@ class GenerationRequest(BaseModel):
     logit_bias: dict[str, float] | None = None
     allowed_token_ids: list[Integer] | None = None
     bad_words: list[str] | None = None
+    prompt_logprobs: Annotated[Integer | None, BeforeValidator(_false_is_none)] = None
     seed: Integer | None = None
     stop: Stop = None
     stop_token_ids: list[Integer] | None = None
@@ -104,6 +105,13 @@ class GenerationRequest(BaseModel):
     def _only_for_streams(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
         if value is not None and not info.data.get("stream"):
             raise ValueError("must be left out unless `stream` is true")
+        return value
+
+    @field_validator("prompt_logprobs")
+    @classmethod
+    def _not_for_streams(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("stream"):
+            raise ValueError("must be left out where `stream` is true")
         return value
 
 

@@ -16,7 +16,6 @@ from xlaserve.server.protocol import GenerationRequest
 log = logging.getLogger(__name__)
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "prompt_logprobs": (False,),
     "logprob_token_ids": ([],),
     "length_penalty": (1,),
     "use_beam_search": (False,),
