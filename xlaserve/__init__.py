@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from xlaserve.engine.outputs import CompletionOutput as CompletionOutput
     from xlaserve.engine.outputs import Logprob as Logprob
     from xlaserve.engine.outputs import RequestOutput as RequestOutput
+    from xlaserve.sampling.beam_search import BeamSearchParams as BeamSearchParams
     from xlaserve.sampling.params import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "LLM": "xlaserve.engine.llm",
     "AsyncLLM": "xlaserve.engine.async_llm",
+    "BeamSearchParams": "xlaserve.sampling.beam_search",
     "CompletionOutput": "xlaserve.engine.outputs",
     "EngineConfig": "xlaserve.engine.config",
     "Logprob": "xlaserve.engine.outputs",
@@ -29,7 +31,17 @@ _PUBLIC = {
     "SamplingParams": "xlaserve.sampling.params",
 }
 
-__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "EngineConfig", "Logprob", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "BeamSearchParams",
+    "CompletionOutput",
+    "EngineConfig",
+    "Logprob",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

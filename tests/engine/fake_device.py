@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from xlaserve.buckets.graphs import StepOutput
 from xlaserve.buckets.ladder import Bucket, ContextBucket
 from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, row_width, table_at
+from xlaserve.sampling.beam_search import BeamSearch, BeamSearchParams, Hypothesis, candidates_per_beam
+from xlaserve.sampling.scores import CHOSEN_AT, IDS_AT, RANK_AT, SCORE_WIDTH, VALUES_AT, TokenScore
 
 VOCAB = 97
 _M = np.uint64(0x9E3779B97F4A7C15)
@@ -50,6 +52,30 @@ def expected_tokens(prompt: Sequences[int], *, seed: int, count: int, stop_ids: 
     return out
 
 
+def _candidates(total: int, count: int) -> list[TokenScore]:
+    """The most likely next tokens of a beam, and what they are worth."""
+    scores: dict[int, float] = {}
+    while len(scores) < count:
+        token = _choose(total, 1, 7919 * len(scores), set(scores))
+        scores[token] = -0.1 - (total >> 7 & 1023) / 4096 - 0.37 * len(scores)
+    return [TokenScore(token, float(np.float32(logprob)), rank) for rank, (token, logprob) in enumerate(scores.items(), 1)]
+
+
+def expected_beams(prompt: Sequences[int], params: BeamSearchParams, *, count: int, eos_ids: frozenset[int]) -> list[Hypothesis]:
+    """What a beam search over the fake model finds, each sequence computed as a whole at every step."""
+    search = BeamSearch(params, eos_ids, count)
+    beams: list[list[int]] = [[]]
+    while not search.done:
+        candidates = []
+        for beam in beams:
+            text = [*prompt, *beam]
+            with np.errstate(over="ignore"):
+                total = int(_mark(np.array(text, np.int64), np.arange(len(text))).sum(dtype=np.uint64))
+            candidates.append(_candidates(total, candidates_per_beam(params.beam_width, len(eos_ids))))
+        beams = [[*beams[parent], token] for parent, token in search.advance(candidates, beams)]
+    return search.hypotheses
+
+
 class FakeRunner:
     """Stands in for `xlaserve.engine.runner.Runner`.
 
@@ -64,7 +90,17 @@ class FakeRunner:
         self._spare = max_num_seqs
         self._cache = np.full((num_blocks, block_size), 12345, np.uint64)
         self._last = np.full(max_num_seqs + 1, -1, np.int64)
-        self.runs = 0
+        self.runs = self.copies = 0
+
+    def copy(self, pairs: Sequences[tuple[int, int]]) -> None:
+        """Copy blocks; it makes no difference in which order."""
+        sources, targets = {source for source, _ in pairs}, [target for _, target in pairs]
+        assert 0 not in sources.union(targets)
+        assert len(set(targets)) == len(targets)
+        assert not sources & set(targets)
+        self.copies += len(pairs)
+        for source, target in pairs:
+            self._cache[target] = self._cache[source]
 
     def run(self, bucket: Bucket, batch: NDArray[np.int32]) -> StepOutput:
         """Check and compute one graph."""
@@ -75,11 +111,12 @@ class FakeRunner:
         real = [slot for slot in slots if slot != self._spare]
         assert len(set(real)) == len(real), "two rows of one graph write one slot"
         with np.errstate(over="ignore"):
-            sampled = np.array([self._row(bucket, row) for row in batch], np.int32)
+            scores = np.zeros((len(batch), SCORE_WIDTH), np.int32)
+            sampled = np.array([self._row(bucket, *each) for each in zip(batch, scores, strict=True)], np.int32)
         self._last[slots] = sampled
-        return StepOutput(sampled, np.zeros((len(sampled), 0), np.int32))  # type: ignore[arg-type]
+        return StepOutput(sampled, scores)  # type: ignore[arg-type]
 
-    def _row(self, bucket: Bucket, row: NDArray[np.int32]) -> int:
+    def _row(self, bucket: Bucket, row: NDArray[np.int32], scores: NDArray[np.int32]) -> int:
         start, length = int(row[Header.START]), int(row[Header.LENGTH])
         table = row[table_at(bucket) :]
         slot = int(row[Header.SLOT])
@@ -95,7 +132,7 @@ class FakeRunner:
             assert (tokens[length:] == 0).all()
         else:
             places = 1
-            tokens = np.array([self._last[slot]], np.int64)
+            tokens = np.array([row[Header.TOKEN] - 1 if row[Header.TOKEN] else self._last[slot]], np.int64)
         padding = slot == self._spare and not table.any()
         if not padding:
             assert (tokens[:length] >= 0).all(), "the table of last tokens holds nothing for this row"
@@ -110,6 +147,13 @@ class FakeRunner:
             return 0
         end = start + length
         read = self._cache[table[: -(-end // self._block)]].ravel()[:end]
+        if row[Header.LOGPROBS] > 1:
+            likely = _candidates(int(read.sum(dtype=np.uint64)), int(row[Header.LOGPROBS]) - 1)
+            scores[RANK_AT] = 1
+            scores[IDS_AT : IDS_AT + len(likely)] = [each.token_id for each in likely]
+            values = np.array([each.logprob for each in likely], np.float32).view(np.int32)
+            scores[CHOSEN_AT], scores[VALUES_AT : VALUES_AT + len(likely)] = values[0], values
+            return likely[0].token_id
         seed = int(row[[Header.SEED_LOW, Header.SEED_HIGH]].view(np.uint64)[0])
         banned = set(row[BANNED_AT:TOKENS_AT].tolist()) - {-1}
         return _choose(int(read.sum(dtype=np.uint64)), seed, int(row[Header.PLACE]), banned)

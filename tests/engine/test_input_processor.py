@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.tooling.engine_info import engine_info
 from xlaserve.engine.input_processor import InputProcessor
 from xlaserve.errors import InvalidRequestError
 from xlaserve.models.checkpoint import open_checkpoint
@@ -24,7 +25,7 @@ def tokenizer(tiny_model: Callable[[str], Path]) -> Tokenizer:
 
 
 def processor(tokenizer: Any, seed: int = 0) -> InputProcessor:
-    return InputProcessor(tokenizer, vocab_size=512, max_model_len=LIMIT, eos_ids=(1, 3), seed=seed)
+    return InputProcessor(tokenizer, engine_info(max_model_len=LIMIT, eos_ids=(1, 3)), seed=seed)
 
 
 @pytest.mark.parametrize(
@@ -127,5 +128,5 @@ def test_priorities_need_a_policy_that_heeds_them(tokenizer: Any) -> None:
     with pytest.raises(InvalidRequestError, match=r"priority -1 has no meaning here.*--scheduling-policy priority") as error:
         processor(tokenizer).request([5], SamplingParams(priority=-1), None)
     assert error.value.field == "priority"
-    heeding = InputProcessor(tokenizer, vocab_size=512, max_model_len=LIMIT, eos_ids=(1, 3), seed=0, by_priority=True)
+    heeding = InputProcessor(tokenizer, engine_info(max_model_len=LIMIT, eos_ids=(1, 3)), seed=0, by_priority=True)
     assert heeding.request([5], SamplingParams(priority=-1), None).sequences[0].params.priority == -1

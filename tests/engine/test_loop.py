@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.tooling.engine_info import engine_info
 from xlaserve.engine.inbox import Inbox
 from xlaserve.engine.input_processor import InputProcessor
 from xlaserve.engine.loop import EngineLoop
@@ -52,7 +53,7 @@ class Harness:
         self.inbox = Inbox()
         self.loop = EngineLoop(self.core, self.inbox)  # type: ignore[arg-type]
         self.events: list[TokenEvent] = []
-        self.inputs = InputProcessor(None, vocab_size=99, max_model_len=99, eos_ids=(), seed=0)  # type: ignore[arg-type]
+        self.inputs = InputProcessor(None, engine_info(vocab_size=99, max_model_len=99, eos_ids=()), seed=0)  # type: ignore[arg-type]
 
     def request(self, token: int, n: int = 1) -> Request:
         return self.inputs.request([token], SamplingParams(n=n), None)

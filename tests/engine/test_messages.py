@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.tooling.engine_info import engine_info
 from xlaserve import errors
 from xlaserve.engine.config import EngineConfig
 from xlaserve.engine.framing import FrameReader, FrameWriter
@@ -43,7 +44,7 @@ TO_ENGINE: list[Any] = [
 ]
 FROM_ENGINE: list[Any] = [
     Progress("a line — with 🎈"),
-    Ready(EngineInfo("name", "/models/m", 64, 512, (1, 2), {"temperature": 0.6, "top_k": 5}, "a\nplan")),
+    Ready(EngineInfo("name", "/models/m", 64, 512, (1, 2), 8, 16, 100, {"temperature": 0.6, "top_k": 5}, "a\nplan")),
     Step([TokenEvent(1, 5), TokenEvent(2, None, "error"), TokenEvent(3, 7, "stop", 7, SCORES, METRICS, 48)], 3, 4, 70, 80, STATS),
     Step([], 0, 0, 0, 0, None),
     Failed("ConfigError", "no"),
@@ -88,7 +89,7 @@ def test_messages_arrive_as_they_were_sent_in_any_pieces(kind: Any, messages: li
     ],
 )
 def test_a_request_arrives_whole(params: dict[str, Any]) -> None:
-    inputs = InputProcessor(None, vocab_size=512, max_model_len=4096, eos_ids=(1, 2), seed=0)  # type: ignore[arg-type]
+    inputs = InputProcessor(None, engine_info(eos_ids=(1, 2)), seed=0)  # type: ignore[arg-type]
     request = inputs.request(list(range(3, 300)), SamplingParams(**params), "name")
     (message,) = received(ToEngine, FrameWriter().frame(Add.of(request)))
     there = message.sequences()
@@ -104,7 +105,7 @@ def test_a_request_arrives_whole(params: dict[str, Any]) -> None:
 
 
 def test_keys_are_never_given_twice() -> None:
-    inputs = InputProcessor(None, vocab_size=512, max_model_len=64, eos_ids=(), seed=0)  # type: ignore[arg-type]
+    inputs = InputProcessor(None, engine_info(max_model_len=64, eos_ids=()), seed=0)  # type: ignore[arg-type]
     keys = [key for _ in range(50) for key in inputs.request([5], SamplingParams(n=3), "same").keys]
     assert len(set(keys)) == 150
 

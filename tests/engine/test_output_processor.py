@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.tooling.engine_info import engine_info
 from xlaserve.engine.input_processor import InputProcessor
 from xlaserve.engine.messages import Finish, TokenEvent
 from xlaserve.engine.output_processor import OutputProcessor
@@ -31,7 +32,7 @@ class Harness:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.processor = OutputProcessor(tokenizer)
-        self.inputs = InputProcessor(tokenizer, vocab_size=512, max_model_len=4096, eos_ids=(1,), seed=0)
+        self.inputs = InputProcessor(tokenizer, engine_info(), seed=0)
 
     def request(self, request_id: str = "r", **params: Any) -> Request:
         request = self.inputs.request([5, 6], SamplingParams(**{"max_tokens": 1000, **params}), request_id)

@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.engine.fake_device import VOCAB, FakeRunner, expected_tokens
+from tests.engine.fake_device import VOCAB, FakeRunner, expected_beams, expected_tokens
 from xlaserve.buckets.ladder import make_ladder
+from xlaserve.engine.beam_group import BeamGroup
 from xlaserve.engine.core import EngineCore
 from xlaserve.engine.outputs import RequestMetrics
 from xlaserve.engine.scheduler import Decision, Scheduler
 from xlaserve.engine.sequence import Sequence, Status, stream_seed
 from xlaserve.paged.block_pool import BlockPool
+from xlaserve.sampling.beam_search import BeamSearchParams, Hypothesis, candidates_per_beam
 from xlaserve.sampling.params import SamplingParams
 
 
@@ -38,6 +40,7 @@ class Sizes:
     aborts: float = 0.01
     alike: float = 0.0  # share of prompts that begin as others do
     several: float = 0.0  # share of requests for two to four completions
+    beams: float = 0.0  # share of requests that are beam searches
     resets: float = 0.0
     prefix_caching: bool = True
     by_priority: bool = False
@@ -54,6 +57,7 @@ class Simulation:
     preempted: int = 0
     peak_running: int = 0
     alive: dict[Sequence, list[int]] = field(default_factory=dict)
+    searches: dict[Sequence, list[Hypothesis]] = field(default_factory=dict)
     first_scheduled: list[Sequence] = field(default_factory=list)
     scheduled: set[Sequence] = field(default_factory=set)
     arrived: list[Sequence] = field(default_factory=list)
@@ -82,7 +86,8 @@ class Simulation:
             prefix_caching=s.prefix_caching,
             by_priority=s.by_priority,
         )
-        self.core = EngineCore(self.scheduler, FakeRunner(s.num_blocks, s.block, s.max_num_seqs), self.pool, s.max_num_seqs)  # type: ignore[arg-type]
+        self.runner = FakeRunner(s.num_blocks, s.block, s.max_num_seqs)
+        self.core = EngineCore(self.scheduler, self.runner, self.pool, s.max_num_seqs)  # type: ignore[arg-type]
         schedule = self.scheduler.schedule
 
         def checked() -> Decision | None:
@@ -114,6 +119,8 @@ class Simulation:
                 salt = rng.choice((None, None, None, "salt"))
         if priority is None:
             priority = rng.randint(-2, 2) if s.by_priority else 0
+        if rng.random() < s.beams and (search := self.search(prompt, priority, salt)) is not None:
+            return search
         if n is None:
             n = rng.randint(2, 4) if rng.random() < s.several else 1
         room = s.max_model_len - len(prompt)
@@ -140,6 +147,34 @@ class Simulation:
         assert leader is not None
         return leader
 
+    def search(self, prompt: list[int], priority: int, salt: str | None) -> Sequence | None:
+        """Add a beam search, where one fits."""
+        s, rng = self.sizes, self.rng
+        count = min(s.max_model_len - len(prompt), rng.randint(1, s.longest_output))
+        most = min(s.max_num_seqs, (s.num_blocks - 1) // self.pool.blocks_for(len(prompt) + count), 6)
+        if not most:
+            return None
+        params = BeamSearchParams(
+            beam_width=rng.randint(1, most),
+            max_tokens=count,
+            length_penalty=rng.choice((0.0, 1.0, 2.0)),
+            early_stopping=rng.choice((True, False, "never")),
+            priority=priority,
+            cache_salt=salt,
+        )
+        eos = frozenset(rng.sample(range(VOCAB), rng.choice((0, 1, 3))))
+        sampling = params.sampling(candidates_per_beam(params.beam_width, len(eos)))
+        first = Sequence(f"r{len(self.arrived)}", 0, prompt, sampling, eos, eos, 0, len(prompt) + count, RequestMetrics(0.0))
+        BeamGroup.of(params, first, eos)
+        self.searches[first] = expected_beams(prompt, params, count=count, eos_ids=eos)
+        self.alive[first] = [0] * (count * params.beam_width)
+        self.arrived.append(first)
+        self.progress[first] = self.steps
+        self.by_key[first.key] = first
+        self.core.add(first)
+        self.events += 1
+        return first
+
     def abort(self, sequence: Sequence) -> None:
         self.events += 1
         self.core.finish(sequence, "abort")
@@ -153,6 +188,11 @@ class Simulation:
         for event in self.core.step():
             sequence = self.by_key[event.key]
             assert sequence in self.alive, "an event of a sequence that has ended"
+            if sequence in self.searches:
+                assert event.hypotheses == self.searches[sequence]
+                assert event.finish_reason == sequence.finish_reason == self.searches[sequence][0].finish_reason
+                del self.alive[sequence]
+                continue
             wanted = self.alive[sequence]
             before[sequence] += 1
             assert sequence.output_ids == wanted[: len(sequence.output_ids)]
@@ -187,7 +227,7 @@ class Simulation:
             assert chunk.samples or chunk.length % self.sizes.block == 0
         for sequence in generating + encoding:
             assert len(sequence.block_ids) == self.pool.blocks_for(sequence.num_computed), "no block more than the tokens need"
-            self.progress[sequence] = self.steps
+            self.progress[request(sequence)] = self.steps
         for sequence in encoding:
             if sequence not in self.scheduled:
                 self.scheduled.add(sequence)
@@ -206,8 +246,11 @@ class Simulation:
         last = Counter(s.block_ids[-1] for s in running if s.num_computed % self.sizes.block)
         assert all(held[block] == 1 for block in last), "a block that is written to is shared"
         assert all(s.slot is None and not s.block_ids and s.num_computed == 0 for s in waiting)
-        assert set(self.alive) == set(running) | set(waiting)
+        assert set(self.alive) == {request(s) for s in [*running, *waiting]}
         for sequence in running:
+            if sequence.group is not None:
+                assert all(beam.status is Status.RUNNING for beam in sequence.group.beams)
+                assert len(sequence.group.beams) <= sequence.group.width
             assert sequence.num_known <= sequence.max_tokens
             assert sequence.num_computed <= sequence.num_tokens
             assert len(sequence.digests) <= sequence.num_known // self.sizes.block
@@ -262,6 +305,11 @@ class Simulation:
         self.drain()
 
 
+def request(sequence: Sequence) -> Sequence:
+    """Who stands for a sequence: a search's first one for all that it tries."""
+    return sequence.group.first if sequence.group is not None else sequence
+
+
 LOADS: dict[str, Sizes] = {
     "roomy": Sizes(num_blocks=200),
     "tight": Sizes(num_blocks=17),
@@ -285,6 +333,11 @@ LOADS: dict[str, Sizes] = {
     "several and tight": Sizes(num_blocks=17, several=0.7, alike=0.5, aborts=0.1, resets=0.01, arrivals=0.1),
     "several without a cache": Sizes(num_blocks=17, several=0.7, arrivals=0.1, prefix_caching=False),
     "priorities": Sizes(num_blocks=17, by_priority=True, alike=0.5, several=0.2, arrivals=0.2),
+    "searches": Sizes(num_blocks=120, beams=0.5, arrivals=0.1, alike=0.5, longest_output=40),
+    "searches and tight": Sizes(num_blocks=21, beams=0.5, arrivals=0.1, alike=0.5, aborts=0.05, resets=0.01, longest_output=40),
+    "searches without a cache": Sizes(num_blocks=21, beams=0.7, arrivals=0.1, prefix_caching=False, longest_output=40),
+    "searches by priority": Sizes(num_blocks=40, beams=0.5, several=0.3, by_priority=True, arrivals=0.1, longest_output=40),
+    "searches in few slots": Sizes(num_blocks=40, max_num_seqs=4, batched=19, beams=0.5, arrivals=0.1, longest_output=40),
     "no cache": Sizes(num_blocks=20, alike=0.9, prefix_caching=False),
 }
 
@@ -300,9 +353,20 @@ def test_storms(load: str) -> None:
     stats = simulation.core.stats()
     assert (stats.prefix_cache_hits > 0) <= simulation.sizes.prefix_caching
     assert stats.prefix_cache_hits <= stats.prefix_cache_queries
-    if simulation.sizes.alike and simulation.sizes.prefix_caching:
+    if simulation.sizes.alike and simulation.sizes.prefix_caching and not simulation.sizes.beams:
         assert stats.prefix_cache_hits > 0.02 * stats.prefix_cache_queries
-    if load in ("tight", "one sequence fills the pool", "long outputs", "blocks of 128", "odd length", "alike and tight", "no cache"):
+    assert (simulation.runner.copies > 100) == bool(simulation.sizes.beams), "searches part inside a block"
+    if load in (
+        "searches and tight",
+        "searches without a cache",
+        "tight",
+        "one sequence fills the pool",
+        "long outputs",
+        "blocks of 128",
+        "odd length",
+        "alike and tight",
+        "no cache",
+    ):
         assert simulation.preempted > 0, "this load is to preempt"
     if load == "roomy":
         assert simulation.preempted == 0
@@ -328,6 +392,7 @@ def test_small_storms_of_random_sizes(seed: int) -> None:
         aborts=rng.choice((0.0, 0.1)),
         alike=rng.choice((0.0, 0.8)),
         several=rng.choice((0.0, 0.3)),
+        beams=rng.choice((0.0, 0.3)),
         resets=rng.choice((0.0, 0.02)),
         prefix_caching=rng.random() < 0.8,
         by_priority=rng.random() < 0.3,

@@ -94,7 +94,8 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
     ) -> tuple[tuple[Array, ...], SlotState, StepOutput]:
         slot, start, length = batch[:, Header.SLOT], batch[:, Header.START], batch[:, Header.LENGTH]
         if isinstance(bucket, GenerateBucket):
-            tokens = state.last_tokens.at[slot].get(mode="promise_in_bounds")[:, None]
+            given = batch[:, Header.TOKEN]
+            tokens = jnp.where(given > 0, given - 1, state.last_tokens.at[slot].get(mode="promise_in_bounds"))[:, None]
             positions = start[:, None]
         else:
             tokens = batch[:, TOKENS_AT : table_at(bucket)]

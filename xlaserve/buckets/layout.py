@@ -32,6 +32,7 @@ class Header(IntEnum):
     PRESENCE = auto()
     FREQUENCY = auto()
     REPETITION = auto()
+    TOKEN = auto()  # 1 more than the row's token, where the host decides on it; 0 where the table of last tokens has it
     BIASED = auto()  # 1 where the slot's bias counts
     WORDED = auto()  # 1 where the slot's bad words count
     PROMPT_LOGPROBS = auto()  # as LOGPROBS, for the tokens after each of the chunk's

@@ -46,6 +46,8 @@ class BatchBuilder:
         for row, sequence in enumerate(step.sequences):
             if drawn[row] < sequence.params.min_tokens:
                 _ban_stops(batch[row], sequence, drawn[row])
+            if sequence.group is not None:
+                batch[row, Header.TOKEN] = sequence.output_ids[-1] + 1
         return batch
 
     def context(self, step: ContextStep) -> Batch:

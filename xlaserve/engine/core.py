@@ -23,6 +23,7 @@ from xlaserve.engine.scheduler import ContextStep, Decision, Scheduler
 from xlaserve.engine.sequence import Sequence
 from xlaserve.engine.trace import StepRecord, StepTrace
 from xlaserve.paged.block_pool import BlockPool
+from xlaserve.sampling.beam_search import Hypothesis
 from xlaserve.sampling.scores import TokenScore, read_scores
 
 _Fetched = tuple[list[int], NDArray[np.int32] | None, NDArray[np.int32] | None]
@@ -153,6 +154,8 @@ class EngineCore:
 
     def _dispatch(self, decision: Decision) -> tuple[float, float]:
         """Start the iteration's graphs; seconds spent on their inputs, and on starting them."""
+        if decision.copies:
+            self._runner.copy(decision.copies)
         outputs: list[StepOutput] = []
         prepare = dispatch = 0.0
         for step, build in ((decision.generate, self._batches.generate), (decision.context, self._batches.context)):
@@ -187,18 +190,26 @@ class EngineCore:
         now, append = time.monotonic(), self._scheduler.append
         if decision.context is not None and (places := fetched[-1][2]) is not None:
             events += _prompt_scores(decision.context, places)
-        before = len(events)
+        generated = 0
         for (tokens, scores, _), rows in zip(fetched, decision.rows, strict=True):
             for row, (sequence, samples) in enumerate(rows):
-                if not samples or not append(sequence, tokens[row]):
+                if not samples:
                     continue
+                top = sequence.params.logprobs
+                scored = None if scores is None or top is None else read_scores(scores[row], tokens[row], top)
                 metrics = sequence.metrics
                 if metrics.first_token_time is None:
                     metrics.first_token_time = now
-                top = sequence.params.logprobs
-                scored = None if scores is None or top is None else read_scores(scores[row], tokens[row], top)
-                events.append(_event(sequence, tokens[row], scored))
-        self._counters.generation_tokens += len(events) - before
+                if sequence.group is not None:
+                    assert scored is not None
+                    if self._scheduler.advance(sequence, scored):
+                        hypotheses = sequence.group.search.hypotheses
+                        events.append(_found(sequence.group.first, hypotheses))
+                        generated += sum(len(hypothesis.token_ids) for hypothesis in hypotheses)
+                elif append(sequence, tokens[row]):
+                    events.append(_event(sequence, tokens[row], scored))
+                    generated += 1
+        self._counters.generation_tokens += generated
 
 
 def _prompt_scores(step: ContextStep, places: NDArray[np.int32]) -> list[TokenEvent]:
@@ -233,6 +244,18 @@ def _event(sequence: Sequence, token: int, scores: list[TokenScore] | None) -> T
     if reason is None and len(sequence.output_ids) > 1:
         return TokenEvent(sequence.key, token, scores=scores)
     return TokenEvent(sequence.key, token, reason, sequence.stop_reason, scores, replace(sequence.metrics), sequence.num_cached_tokens or 0)
+
+
+def _found(first: Sequence, hypotheses: list[Hypothesis]) -> TokenEvent:
+    """What the user's side is told when a beam search ends; before that, nothing."""
+    return TokenEvent(
+        first.key,
+        None,
+        first.finish_reason,
+        metrics=replace(first.metrics),
+        num_cached_tokens=first.num_cached_tokens or 0,
+        hypotheses=hypotheses,
+    )
 
 
 def _prompt_tokens(decision: Decision) -> int:

@@ -21,7 +21,7 @@ from xlaserve.engine.request import Request
 from xlaserve.engine.watchdog import Watchdog
 from xlaserve.errors import EngineDeadError, InvalidRequestError, OverloadedError, XlaserveError
 from xlaserve.models.tokenizer import Tokenizer
-from xlaserve.sampling.params import SamplingParams
+from xlaserve.sampling.beam_search import GenerationParams
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +42,7 @@ class FrontEnd:
         self._tokenizer = tokenizer
         self._max_queued = config.max_queued_requests
         self._max_queued_tokens = config.max_queued_tokens
-        self._inputs = InputProcessor(
-            tokenizer,
-            vocab_size=info.vocab_size,
-            max_model_len=info.max_model_len,
-            eos_ids=info.eos_ids,
-            seed=config.seed,
-            by_priority=config.scheduling_policy == "priority",
-            scores_prompts=info.scores_prompts,
-        )
+        self._inputs = InputProcessor(tokenizer, info, seed=config.seed, by_priority=config.scheduling_policy == "priority")
         self._processor = OutputProcessor(tokenizer)
         self._streams: dict[str, OutputStream] = {}
         self._closing = False
@@ -110,12 +102,12 @@ class FrontEnd:
         """Counters and gauges of the engine; may be called from any thread."""
         return replace(self._connection.stats(), stalls=self._watchdog.stalls)
 
-    def submit(self, prompt: str | Sequences[int], params: SamplingParams, *, request_id: str | None = None) -> OutputStream:
+    def submit(self, prompt: str | Sequences[int], params: GenerationParams, *, request_id: str | None = None) -> OutputStream:
         """Start a request.
 
         Args:
             prompt: text, or token ids.
-            params: how to sample.
+            params: how to sample; or how to search, which gives nothing until it ends.
             request_id: a name for it, unique among requests under way; None makes one.
 
         Returns:
@@ -151,7 +143,7 @@ class FrontEnd:
         return stream
 
     async def generate(
-        self, prompt: str | Sequences[int], params: SamplingParams, *, request_id: str | None = None
+        self, prompt: str | Sequences[int], params: GenerationParams, *, request_id: str | None = None
     ) -> AsyncIterator[RequestOutput]:
         """Complete a prompt; leaving the iteration early aborts the request. Arguments and errors are those of `submit`."""
         stream = self.submit(prompt, params, request_id=request_id)

@@ -7,11 +7,14 @@ import time
 import uuid
 from collections.abc import Sequence as Sequences
 
+from xlaserve.engine.beam_group import BeamGroup
+from xlaserve.engine.messages import EngineInfo
 from xlaserve.engine.outputs import RequestMetrics
 from xlaserve.engine.request import Request
 from xlaserve.engine.sequence import Sequence, stream_seed
 from xlaserve.errors import InvalidRequestError
 from xlaserve.models.tokenizer import Tokenizer
+from xlaserve.sampling.beam_search import BeamSearchParams, GenerationParams, candidates_per_beam
 from xlaserve.sampling.params import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, SamplingParams
 
 
@@ -20,50 +23,41 @@ class InputProcessor:
 
     Args:
         tokenizer: of the model.
-        vocab_size: token ids that the model has embeddings for.
-        max_model_len: longest sequence in tokens.
-        eos_ids: the model's end-of-sequence ids.
+        info: of the engine.
         seed: start of the random streams of requests without a seed.
         by_priority: whether priorities count; where they do not, requests may not set one.
-        scores_prompts: whether graphs can give log probabilities of prompts.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        *,
-        vocab_size: int,
-        max_model_len: int,
-        eos_ids: tuple[int, ...],
-        seed: int,
-        by_priority: bool = False,
-        scores_prompts: bool = True,
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, info: EngineInfo, *, seed: int, by_priority: bool = False) -> None:
         self._tokenizer = tokenizer
-        self._vocab_size = vocab_size
-        self._max_model_len = max_model_len
-        self._eos_ids = frozenset(eos_ids)
+        self._info = info
+        self._eos_ids = frozenset(info.eos_ids)
         self._by_priority = by_priority
-        self._scores_prompts = scores_prompts
         self._random = random.Random(seed)
 
-    def request(self, prompt: str | Sequences[int], params: SamplingParams, request_id: str | None) -> Request:
+    def request(self, prompt: str | Sequences[int], params: GenerationParams, request_id: str | None) -> Request:
         """A request ready for the engine.
 
         Args:
             prompt: text, tokenized with the special tokens that the model wants, or token ids, taken as they are.
-            params: how to sample; shared by the request's `n` sequences.
+            params: how to sample, shared by the request's `n` sequences; or how to search, which begins with one sequence.
             request_id: a name for it; None makes one.
 
         Raises:
             InvalidRequestError: the prompt or a parameter does not fit the model.
         """
+        if isinstance(params, BeamSearchParams):
+            eos_ids = frozenset[int]() if params.ignore_eos else self._eos_ids
+            request = self.request(prompt, params.sampling(candidates_per_beam(params.beam_width, len(eos_ids))), request_id)
+            self._check_beams(params, request.sequences[0])
+            BeamGroup.of(params, request.sequences[0], eos_ids)
+            return request
         text, ids = self._tokenize(prompt)
-        room = self._max_model_len - len(ids)
+        room = self._info.max_model_len - len(ids)
         if room < 1:
             raise InvalidRequestError(
                 f"The prompt has {len(ids)} tokens; together with at least one output token it must fit the model length of "
-                f"{self._max_model_len} tokens. Shorten the prompt, or serve with a larger --max-model-len.",
+                f"{self._info.max_model_len} tokens. Shorten the prompt, or serve with a larger --max-model-len.",
                 field="prompt",
                 value=len(ids),
             )
@@ -78,7 +72,7 @@ class InputProcessor:
         bad_words = self._bad_words(params, eos)
         if params.min_tokens > room:
             raise InvalidRequestError(
-                f"min_tokens must be at most {room}, what the prompt leaves of the model length of {self._max_model_len} tokens, "
+                f"min_tokens must be at most {room}, what the prompt leaves of the model length of {self._info.max_model_len} tokens, "
                 f"got {params.min_tokens}.",
                 field="min_tokens",
                 value=params.min_tokens,
@@ -90,7 +84,7 @@ class InputProcessor:
                 field="priority",
                 value=params.priority,
             )
-        if params.prompt_logprobs is not None and not self._scores_prompts:
+        if params.prompt_logprobs is not None and not self._info.scores_prompts:
             raise InvalidRequestError(
                 "prompt_logprobs is not supported on this platform, whose graphs hold no conditionals: leave it out.",
                 field="prompt_logprobs",
@@ -167,10 +161,30 @@ class InputProcessor:
             )
         return tuple(found)
 
+    def _check_beams(self, params: BeamSearchParams, first: Sequence) -> None:
+        """A search must be able to hold all its sequences at their longest."""
+        width, info = params.beam_width, self._info
+        if width > info.max_num_seqs:
+            raise InvalidRequestError(
+                f"beam_width is {width}, and the engine computes at most {info.max_num_seqs} sequences at once (--max-num-seqs): lower it.",
+                field="beam_width",
+                value=width,
+            )
+        each = -(-first.max_tokens // info.block_size)
+        if width * each > info.num_blocks:
+            raise InvalidRequestError(
+                f"beam_width {width} with {first.max_tokens} tokens of prompt and output needs {width * each} KV blocks, and there are "
+                f"{info.num_blocks} of {info.block_size} tokens (--num-blocks): lower beam_width or max_tokens.",
+                field="beam_width",
+                value=width,
+            )
+
     def _check_id(self, token: object, field: str) -> None:
         if isinstance(token, bool) or not isinstance(token, int):
             raise InvalidRequestError(f"{field} must hold integer token ids, got {token!r}.", field=field, value=token)
-        if not 0 <= token < self._vocab_size:
+        if not 0 <= token < self._info.vocab_size:
             raise InvalidRequestError(
-                f"{field} holds token id {token}, which is out of the vocabulary of {self._vocab_size} tokens.", field=field, value=token
+                f"{field} holds token id {token}, which is out of the vocabulary of {self._info.vocab_size} tokens.",
+                field=field,
+                value=token,
             )

@@ -18,6 +18,7 @@ from xlaserve.engine.request import Request
 from xlaserve.engine.sequence import Sequence
 from xlaserve.errors import InvalidRequestError
 from xlaserve.models.tokenizer import Tokenizer
+from xlaserve.sampling.beam_search import BeamSearchParams
 from xlaserve.sampling.params import SamplingParams
 
 Prompt = str | Sequences[int]
@@ -43,15 +44,7 @@ class LLM:
         self._core = self._engine.core
         info = self._engine.plan.info()
         self._tokenizer = self._engine.plan.checkpoint.tokenizer()
-        self._inputs = InputProcessor(
-            self._tokenizer,
-            vocab_size=info.vocab_size,
-            max_model_len=info.max_model_len,
-            eos_ids=info.eos_ids,
-            seed=config.seed,
-            by_priority=config.scheduling_policy == "priority",
-            scores_prompts=info.scores_prompts,
-        )
+        self._inputs = InputProcessor(self._tokenizer, info, seed=config.seed, by_priority=config.scheduling_policy == "priority")
         self._processor = OutputProcessor(self._tokenizer)
 
     @property
@@ -89,6 +82,22 @@ class LLM:
             raise InvalidRequestError(f"params must be one or as many as prompts ({len(listed)}), got {len(each)}.", field="params")
         requests = [self._inputs.request(prompt, p, None) for prompt, p in zip(listed, each, strict=True)]  # type: ignore[arg-type]
         return self._run(requests)
+
+    def beam_search(self, prompts: Prompt | Sequences[Prompt], params: BeamSearchParams) -> list[RequestOutput]:
+        """Search for the most likely completions of prompts, all together.
+
+        Args:
+            prompts: as for `generate`.
+            params: how to search.
+
+        Returns:
+            One output per prompt, in order, with `beam_width` completions each, the best first.
+
+        Raises:
+            InvalidRequestError: a prompt or a parameter is not acceptable; nothing has been generated then.
+        """
+        listed: Any = [prompts] if _is_prompt(prompts) else prompts
+        return self._run([self._inputs.request(prompt, params, None) for prompt in listed])
 
     def chat(
         self, messages: Sequences[Message] | Sequences[Sequences[Message]], params: SamplingParams | None = None, **template_options: Any
@@ -155,7 +164,7 @@ def _is_prompt(prompts: object) -> bool:
 
 
 def _empty_output(request: Request) -> RequestOutput:
-    outputs = [CompletionOutput(sequence.index, "", []) for sequence in request.sequences]
+    outputs = [CompletionOutput(index, "", []) for index in range(request.num_outputs)]
     return RequestOutput(request.request_id, request.prompt, request.prompt_ids, outputs, False, 0, request.metrics)
 
 

@@ -6,17 +6,19 @@ Between processes messages are msgpack arrays; both ends are always of the same 
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import msgspec
 
 from xlaserve import errors
+from xlaserve.engine.beam_group import BeamGroup
 from xlaserve.engine.config import EngineConfig
 from xlaserve.engine.outputs import EngineStats, FinishReason, RequestMetrics
 from xlaserve.engine.request import Request
 from xlaserve.engine.sequence import Sequence
 from xlaserve.errors import EngineDeadError, XlaserveError
+from xlaserve.sampling.beam_search import BeamSearchParams, Hypothesis
 from xlaserve.sampling.params import SamplingParams
 from xlaserve.sampling.scores import TokenScore
 
@@ -33,6 +35,7 @@ class TokenEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
         metrics: timing of its request so far, on the sequence's first and last event.
         num_cached_tokens: prompt tokens whose KV was reused; given with `metrics`.
         prompt_scores: of prompt tokens, by their place; in events of their own, without a token, before the first token.
+        hypotheses: what a beam search has found, the best first; in its only event, without a token.
     """
 
     key: int
@@ -43,6 +46,7 @@ class TokenEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
     metrics: RequestMetrics | None = None
     num_cached_tokens: int = 0
     prompt_scores: dict[int, list[TokenScore]] | None = None
+    hypotheses: list[Hypothesis] | None = None
 
 
 class Start(msgspec.Struct, array_like=True, frozen=True, tag=0):
@@ -72,6 +76,7 @@ class Add(msgspec.Struct, array_like=True, frozen=True, tag=1):
     bad_words: tuple[tuple[int, ...], ...]
     max_tokens: int
     arrival_time: float
+    beams: BeamSearchParams | None
 
     @classmethod
     def of(cls, request: Request) -> Add:
@@ -89,6 +94,7 @@ class Add(msgspec.Struct, array_like=True, frozen=True, tag=1):
             bad_words=first.bad_words,
             max_tokens=first.max_tokens,
             arrival_time=request.metrics.arrival_time,
+            beams=None if first.group is None else replace(first.group.params, max_tokens=None),
         )
 
     def sequences(self) -> tuple[Sequence, ...]:
@@ -112,6 +118,8 @@ class Add(msgspec.Struct, array_like=True, frozen=True, tag=1):
                 bad_words=self.bad_words,
             )
             sequences.append(sequence)
+        if self.beams is not None:
+            BeamGroup.of(self.beams, sequences[0], eos_ids)
         return tuple(sequences)
 
 
@@ -136,6 +144,9 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
         max_model_len: longest sequence in tokens, prompt and output together.
         vocab_size: token ids that the model has embeddings for.
         eos_ids: its end-of-sequence ids.
+        max_num_seqs: sequences that it computes at once.
+        block_size: tokens per KV block.
+        num_blocks: KV blocks that sequences can have.
         default_sampling: sampling parameters that its authors recommend.
         plan: model, platform, memory and graphs, several lines for a person.
         scores_prompts: whether its graphs can give log probabilities of prompts.
@@ -146,6 +157,9 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
     max_model_len: int
     vocab_size: int
     eos_ids: tuple[int, ...]
+    max_num_seqs: int
+    block_size: int
+    num_blocks: int
     default_sampling: dict[str, float | int]
     plan: str
     scores_prompts: bool = True

@@ -15,6 +15,7 @@ from xlaserve.engine.request import Request
 from xlaserve.engine.sequence import Sequence
 from xlaserve.engine.stop import StopMatcher
 from xlaserve.models.tokenizer import Tokenizer, TokenStream
+from xlaserve.sampling.beam_search import Hypothesis
 from xlaserve.sampling.scores import TokenScore
 
 log = logging.getLogger(__name__)
@@ -100,11 +101,15 @@ class OutputProcessor:
                     if entry.prompt_logprobs is not None:
                         entry.prompt_logprobs |= {place: self._logprobs(scores) for place, scores in event.prompt_scores.items()}
                     continue
-                output, stop = _advance(completion, event)
+                if event.hypotheses is not None:
+                    outputs, stop = self._found(completion, event.hypotheses), None
+                else:
+                    output, stop = _advance(completion, event)
+                    outputs = [output]
                 if event.scores is not None:
                     completion.cumulative_logprob += event.scores[0].logprob
-                    output.logprobs = [self._logprobs(event.scores)]
-                    output.cumulative_logprob = completion.cumulative_logprob
+                    outputs[0].logprobs = [self._logprobs(event.scores)]
+                    outputs[0].cumulative_logprob = completion.cumulative_logprob
             except Exception:
                 log.exception("Request %s has ended: what the engine gave for it could not be processed", request_id)
                 outputs, failed = self._fail(entry)
@@ -119,7 +124,7 @@ class OutputProcessor:
                 finishes.append(Finish(event.key, "stop", stop))
             if completion.finished:
                 del self._by_key[event.key]
-            moved.setdefault(request_id, []).append(output)
+            moved.setdefault(request_id, []).extend(outputs)
         return Processed([self._output(request_id, outputs) for request_id, outputs in moved.items()], finishes)
 
     def _fail(self, entry: _Entry) -> tuple[list[CompletionOutput], list[Finish]]:
@@ -132,6 +137,20 @@ class OutputProcessor:
             [CompletionOutput(completion.sequence.index, "", [], "error") for completion in open_completions],
             [Finish(completion.sequence.key, "error") for completion in open_completions],
         )
+
+    def _found(self, completion: _Completion, hypotheses: list[Hypothesis]) -> list[CompletionOutput]:
+        """The completions that a beam search has found."""
+        params = completion.sequence.params
+        completion.finished = True
+        outputs: list[CompletionOutput] = []
+        for index, found in enumerate(hypotheses):
+            text = ""
+            if params.detokenize:
+                stream = self._tokenizer.stream(skip_special_tokens=params.skip_special_tokens)
+                shown = found.token_ids[:-1] if found.finish_reason == "stop" else found.token_ids
+                text = "".join(stream.step(token) for token in shown) + stream.flush()
+            outputs.append(CompletionOutput(index, text, found.token_ids, found.finish_reason, cumulative_logprob=found.logprob))
+        return outputs
 
     def _logprobs(self, scores: Iterable[TokenScore]) -> dict[int, Logprob]:
         return {s.token_id: Logprob(s.logprob, s.rank, self._tokenizer.token_bytes(s.token_id).decode("utf-8", "replace")) for s in scores}

@@ -96,5 +96,6 @@ def add_increment(total: CompletionOutput, increment: CompletionOutput) -> None:
         if total.logprobs is None:
             total.logprobs = []
         total.logprobs += increment.logprobs
+    if increment.cumulative_logprob is not None:
         total.cumulative_logprob = increment.cumulative_logprob
     total.finish_reason, total.stop_reason = increment.finish_reason, increment.stop_reason

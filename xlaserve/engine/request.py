@@ -19,6 +19,12 @@ class Request:
     metrics: RequestMetrics
 
     @property
+    def num_outputs(self) -> int:
+        """Completions that it gives."""
+        group = self.sequences[0].group
+        return len(self.sequences) if group is None else group.width
+
+    @property
     def keys(self) -> list[int]:
         """Of its sequences, in order of index."""
         return [sequence.key for sequence in self.sequences]

@@ -23,10 +23,12 @@ from itertools import islice
 from operator import attrgetter
 
 from xlaserve.buckets.ladder import ContextBucket, GenerateBucket, Ladder
+from xlaserve.engine.beam_group import BeamGroup
 from xlaserve.engine.outputs import FinishReason
 from xlaserve.engine.sequence import Sequence, Status
 from xlaserve.paged.block_pool import BlockPool
 from xlaserve.paged.block_tables import BlockTables
+from xlaserve.sampling.scores import TokenScore
 
 WATERMARK = 0.01
 """Fraction of the blocks that admission leaves free, so that running sequences can grow before they have to preempt."""
@@ -63,10 +65,11 @@ class GenerateStep:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What one iteration computes: at most one graph of each family."""
+    """What one iteration computes: at most one graph of each family, after KV blocks have been copied, source to target."""
 
     generate: GenerateStep | None
     context: ContextStep | None
+    copies: tuple[tuple[int, int], ...] = ()
 
     @property
     def rows(self) -> list[list[tuple[Sequence, bool]]]:
@@ -126,6 +129,8 @@ class Scheduler:
         self.preemptions = 0
         self.prefix_queries = 0
         self.prefix_hits = 0
+        self._groups: list[BeamGroup] = []  # that run
+        self._copies: list[tuple[int, int]] = []
         self.finished: Counter[str] = Counter()
 
     @property
@@ -149,18 +154,21 @@ class Scheduler:
         if context is not None:
             for chunk in context.chunks:
                 self._publish(chunk.sequence)
-        return Decision(generate, context) if generate or context else None
+        if not generate and not context:
+            return None
+        copies, self._copies = tuple(self._copies), []
+        return Decision(generate, context, copies)
 
     def finish(self, sequence: Sequence, reason: FinishReason, stop_reason: int | str | None = None) -> None:
-        """End a sequence and take back what it holds; a sequence that has ended stays as it is."""
-        if sequence.status is Status.FINISHED:
+        """End a sequence and take back what it holds, and likewise a beam search; what has ended stays as it is."""
+        if sequence.group is not None:
+            sequence = sequence.group.first
+        if sequence.finish_reason is not None:
             return
-        if sequence.status is Status.RUNNING:
-            self.running.remove(sequence)
-        else:
-            self._leave_queue(sequence)
-        self._take_back(sequence)
-        sequence.status, sequence.finish_reason, sequence.stop_reason = Status.FINISHED, reason, stop_reason
+        self._set_down(sequence)
+        for member in sequence.unit:
+            self._drop(member)
+        sequence.finish_reason, sequence.stop_reason = reason, stop_reason
         sequence.metrics.finished_time = time.monotonic()
         self.finished[reason] += 1
 
@@ -180,16 +188,53 @@ class Scheduler:
         sequence.in_flight -= 1
         if sequence.status is Status.FINISHED:
             return False
+        known = self._append(sequence, token)
         output = sequence.output_ids
-        output.append(token)
-        known = len(sequence.prompt_ids) + len(output)
-        if known >= (sequence.num_published + 1) * self._pool.block_size:
-            self._publish(sequence)
         if token in sequence.stop_ids and len(output) >= sequence.params.min_tokens:
             self.finish(sequence, "stop", None if token in sequence.eos_ids else token)
         elif known >= sequence.max_tokens:
             self.finish(sequence, "length")
         return True
+
+    def advance(self, sequence: Sequence, candidates: list[TokenScore]) -> bool:
+        """Take the next tokens of one sequence of a beam search; when all of its sequences have theirs, the search takes a step.
+
+        Returns:
+            Whether the search has ended: its hypotheses are complete.
+        """
+        sequence.in_flight -= 1
+        group = sequence.group
+        assert group is not None
+        # What was on the way when the group lost its place is computed again.
+        if sequence.status is not Status.RUNNING:
+            return False
+        if not group.take(sequence, candidates):
+            return False
+        branches = group.step()
+        if group.search.done:
+            self.finish(group.first, group.search.hypotheses[0].finish_reason)
+            return True
+        going_on = {branch.parent for branch in branches}
+        for place, beam in enumerate(group.beams):
+            if place not in going_on:
+                self._drop(beam)
+        # The first to go on from a beam is the beam itself; the others part from it before it gets its token.
+        beams: list[Sequence] = []
+        for at, (parent, _) in enumerate(branches):
+            known = any(branch.parent == parent for branch in branches[:at])
+            beams.append(self._fork(group.beams[parent]) if known else group.beams[parent])
+        group.beams = beams
+        for beam, branch in zip(beams, branches, strict=True):
+            self._append(beam, branch.token)
+        return False
+
+    def _append(self, sequence: Sequence, token: int) -> int:
+        """Add a token to what is known of a sequence; how many there are."""
+        sequence.output_ids.append(token)
+        known = sequence.num_known
+        if known >= (sequence.num_published + 1) * self._pool.block_size:
+            self._publish(sequence)
+        return known
 
     def _schedule_generate(self) -> GenerateStep | None:
         chosen: list[Sequence] = []
@@ -199,6 +244,9 @@ class Scheduler:
             # A resident sequence computes its newest token, if it has not yet, and nothing else.
             start = sequence.num_computed
             if not sequence.resident or start + 1 >= sequence.max_tokens:
+                continue
+            # Which token a beam goes on with is decided when all of its group have been read.
+            if sequence.group is not None and start >= sequence.num_known:
                 continue
             # Growth for a sequence before this one may have preempted it, which made it non-resident.
             if start < len(sequence.block_ids) * size or self._grow(sequence, 1, chosen):
@@ -228,7 +276,10 @@ class Scheduler:
         chunks: list[Chunk] = []
         scheduled = [*generating]
         # All before the first allocation, which could evict what they are to share.
-        for sequence, shared in admissible[: max(0, len(choice.lengths) - started)]:
+        admitted = max(0, len(choice.lengths) - started)
+        while 0 < admitted < len(admissible) and admissible[admitted][0] in admissible[admitted - 1][0].unit:
+            admitted += 1
+        for sequence, shared in admissible[:admitted]:
             self._admit(sequence, shared)
         for sequence, length in zip(queue, choice.lengths, strict=False):
             if sequence.status is not Status.RUNNING or not self._grow(sequence, length, scheduled):
@@ -252,18 +303,27 @@ class Scheduler:
         free = self._pool.num_free - (self._watermark if self.running else 0)
         # Prompts under way have a claim on the blocks of the chunks that they have not computed yet.
         free -= sum(self._pool.blocks_for(s.num_known) - len(s.block_ids) for s in self.running if not s.resident)
+        # Searches that run have a claim on the slots that they may still branch into.
+        slots = len(self._free_slots) - sum(group.width - len(group.beams) for group in self._groups)
+        seen: set[Sequence] = set()
         for sequence in self.waiting:
-            # A preempted sequence waits until what was on its way has been read.
-            if len(chosen) >= len(self._free_slots) or sequence.in_flight:
-                break
-            if self._waits_for_leader(sequence):
+            if sequence in seen or self._waits_for_leader(sequence):
                 continue
-            needed = self._pool.blocks_for(sequence.num_known)
-            shared = self._sharable(sequence, needed - free)
-            free -= needed - len(shared) + self._pool.num_idle(shared)
+            unit = sequence.unit
+            slots -= sequence.group.width if sequence.group is not None else 1
+            # A preempted sequence waits until what was on its way has been read.
+            if slots < 0 or any(member.in_flight for member in unit):
+                break
+            found: list[tuple[Sequence, list[int]]] = []
+            for member in unit:
+                needed = self._pool.blocks_for(member.num_known)
+                shared = self._sharable(member, needed - free)
+                free -= needed - len(shared) + self._pool.num_idle(shared)
+                found.append((member, shared))
             if free < 0:
                 break
-            chosen.append((sequence, shared))
+            chosen += found
+            seen.update(unit)
         return chosen
 
     def _waits_for_leader(self, sequence: Sequence) -> bool:
@@ -303,12 +363,10 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence, shared: list[int]) -> None:
         self._leave_queue(sequence)
-        sequence.status, sequence.slot = Status.RUNNING, self._free_slots.pop()
-        insort(self.running, sequence, key=_rank)
-        self._pool.share(shared)
-        self.tables.append(sequence.slot, 0, shared)
-        sequence.block_ids, sequence.num_published = shared[:], len(shared)
-        sequence.num_computed = len(shared) * self._pool.block_size
+        if sequence.group is not None and sequence.group not in self._groups:
+            self._groups.append(sequence.group)
+        self._start(sequence, shared)
+        sequence.num_published = len(shared)
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = sequence.num_computed
             if self._prefix_caching:
@@ -316,6 +374,34 @@ class Scheduler:
                 self.prefix_hits += sequence.num_computed
         if sequence.metrics.first_scheduled_time is None:
             sequence.metrics.first_scheduled_time = time.monotonic()
+
+    def _start(self, sequence: Sequence, shared: list[int]) -> None:
+        """Let a sequence run that begins with blocks which others hold or have computed."""
+        sequence.status, sequence.slot = Status.RUNNING, self._free_slots.pop()
+        insort(self.running, sequence, key=_rank)
+        self._pool.share(shared)
+        self.tables.append(sequence.slot, 0, shared)
+        sequence.block_ids = shared[:]
+        sequence.num_computed = len(shared) * self._pool.block_size
+
+    def _fork(self, parent: Sequence) -> Sequence:
+        """Another sequence that goes on from where `parent` is. They share all full blocks; what fills no block is copied."""
+        self._publish(parent)
+        assert parent.group is not None
+        child = parent.fork()
+        full, part = divmod(parent.num_computed, self._pool.block_size)
+        self._start(child, parent.block_ids[:full])
+        child.num_published = parent.num_published
+        # Where no block is free for the copy, what would be copied is computed again, like the end of a prompt.
+        own = self._pool.allocate(1) if part else []
+        if own is None:
+            return child
+        assert child.slot is not None
+        self.tables.append(child.slot, full, own)
+        child.block_ids += own
+        child.num_computed, child.resident = parent.num_computed, True
+        self._copies += [(parent.block_ids[full], block) for block in own]
+        return child
 
     def _grow(self, sequence: Sequence, tokens: int, scheduled: Sequences[Sequence]) -> bool:
         """Give `sequence` blocks for `tokens` more tokens, preempting the last in line for them.
@@ -331,10 +417,10 @@ class Scheduler:
             return True
         while (blocks := self._pool.allocate(missing)) is None:
             victim = self.running[-1]
-            if victim in scheduled:
+            if any(member in scheduled for member in victim.unit):
                 return False
             self._preempt(victim)
-            if victim is sequence:
+            if sequence.status is not Status.RUNNING:
                 return False
         assert sequence.slot is not None
         self.tables.append(sequence.slot, len(sequence.block_ids), blocks)
@@ -342,12 +428,29 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
-        self._take_back(sequence)
-        sequence.status, sequence.num_computed, sequence.num_published, sequence.resident = Status.WAITING, 0, 0, False
+        self._set_down(sequence)
+        for member in sequence.unit:
+            self.running.remove(member)
+            self._take_back(member)
+            member.status, member.num_computed, member.num_published, member.resident = Status.WAITING, 0, 0, False
+            self._wait(member)
         sequence.metrics.num_preemptions += 1
         self.preemptions += 1
-        self._wait(sequence)
+
+    def _set_down(self, sequence: Sequence) -> None:
+        """What the search of a sequence, if it is part of one, has waited for counts no more, and it claims no slots."""
+        group = sequence.group
+        if group is not None and group in self._groups:
+            self._groups.remove(group)
+            group.candidates.clear()
+
+    def _drop(self, sequence: Sequence) -> None:
+        if sequence.status is Status.RUNNING:
+            self.running.remove(sequence)
+        else:
+            self._leave_queue(sequence)
+        self._take_back(sequence)
+        sequence.status = Status.FINISHED
 
     def _wait(self, sequence: Sequence) -> None:
         insort(self.waiting, sequence, key=_rank)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import count
+from typing import TYPE_CHECKING
 
 from xlaserve.engine.outputs import FinishReason, RequestMetrics
 from xlaserve.paged.prefix import chain, root_digest
 from xlaserve.sampling.params import SamplingParams
+
+if TYPE_CHECKING:
+    from xlaserve.engine.beam_group import BeamGroup
 
 _KEYS = count()
 
@@ -42,6 +46,7 @@ class Sequence:
         leader: the request's first completion, whose prompt blocks this one shares; None for the first itself.
         bad_words: token ids of each text that must not be generated.
         key: what the user's side and the engine call it; never given twice in a process.
+        group: the beam search that it is a part of, if it is.
     """
 
     request_id: str
@@ -55,6 +60,7 @@ class Sequence:
     metrics: RequestMetrics
     leader: Sequence | None = None
     key: int = field(default_factory=_KEYS.__next__)
+    group: BeamGroup | None = None
     status: Status = Status.WAITING
     rank: tuple[int, int] = (0, 0)  # place in line: priority, then arrival
     output_ids: list[int] = field(default_factory=list[int])
@@ -91,16 +97,6 @@ class Sequence:
         """Tokens of its prompt that count as waiting while it waits: completions share one prompt."""
         return len(self.prompt_ids) if self.leader is None else 0
 
-    @property
-    def generating(self) -> bool:
-        """Whether only its newest token is to be computed, and the device has that one in the table of last tokens."""
-        return self.resident and self.num_computed == self.num_tokens - 1
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether nothing is to be sampled any more, although the last tokens may not have been read."""
-        return self.num_tokens >= self.max_tokens
-
     def full_digests(self, block_size: int) -> list[bytes]:
         """Digests of all blocks that its known tokens fill. Each is computed once; completions of one prompt compute it once for all."""
         full = self.num_known // block_size
@@ -111,6 +107,25 @@ class Sequence:
             parent = digests[-1] if digests else root_digest(self.params.cache_salt or "")
             digests += chain(parent, self.tokens(len(digests) * block_size, full * block_size), block_size)
         return digests
+
+    @property
+    def unit(self) -> tuple[Sequence, ...]:
+        """The sequences that get and lose their places together with this one."""
+        return tuple(self.group.beams) if self.group is not None else (self,)
+
+    def fork(self) -> Sequence:
+        """A sequence with the same tokens, which holds nothing yet and has no place."""
+        return replace(
+            self,
+            leader=self if self.leader is None else self.leader,
+            output_ids=self.output_ids.copy(),
+            digests=self.digests.copy(),
+            status=Status.WAITING,
+            num_computed=0,
+            block_ids=[],
+            slot=None,
+            resident=False,
+        )
 
     @property
     def scores_prompt(self) -> bool:

@@ -85,23 +85,23 @@ class SamplingParams:
     cache_salt: str | None = None
 
     def __post_init__(self) -> None:
-        _integer("n", self.n, 1, MAX_N)
-        _number("temperature", self.temperature, 0.0, 2.0)
-        _integer("top_k", self.top_k, -1, 2**31 - 1)
-        _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _number("min_p", self.min_p, 0.0, 1.0)
-        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        check_integer("n", self.n, 1, MAX_N)
+        check_number("temperature", self.temperature, 0.0, 2.0)
+        check_integer("top_k", self.top_k, -1, 2**31 - 1)
+        check_number("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        check_number("min_p", self.min_p, 0.0, 1.0)
+        check_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        check_number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         if self.logprobs is not None:
-            _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+            check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if self.prompt_logprobs is not None:
-            _integer("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
+            check_integer("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
         if self.seed is not None:
-            _integer("seed", self.seed, -(2**63), 2**63 - 1)
+            check_integer("seed", self.seed, -(2**63), 2**63 - 1)
         if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1, None)
-        _integer("min_tokens", self.min_tokens, 0, None)
+            check_integer("max_tokens", self.max_tokens, 1, None)
+        check_integer("min_tokens", self.min_tokens, 0, None)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
                 f"min_tokens must not exceed max_tokens, got min_tokens={self.min_tokens} and max_tokens={self.max_tokens}.",
@@ -113,7 +113,7 @@ class SamplingParams:
                 raise InvalidRequestError(
                     f"{name} must be true or false, got {getattr(self, name)!r}.", field=name, value=getattr(self, name)
                 )
-        _integer("priority", self.priority, -(2**63), 2**63 - 1)
+        check_integer("priority", self.priority, -(2**63), 2**63 - 1)
         if self.cache_salt is not None and (not isinstance(self.cache_salt, str) or not self.cache_salt):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidRequestError(
                 f"cache_salt must be a non-empty string, got {self.cache_salt!r}.", field="cache_salt", value=self.cache_salt
@@ -131,12 +131,12 @@ class SamplingParams:
                 f"stop_token_ids may hold at most {MAX_STOP_TOKEN_IDS} ids, got {len(ids)}.", field="stop_token_ids", value=len(ids)
             )
         for token in ids:
-            _integer("stop_token_ids", token, 0, None)
+            check_integer("stop_token_ids", token, 0, None)
         allowed = _items("allowed_token_ids", self.allowed_token_ids)
         if self.allowed_token_ids is not None and not allowed:
             raise InvalidRequestError("allowed_token_ids must hold at least one id, got none.", field="allowed_token_ids", value=[])
         for token in allowed:
-            _integer("allowed_token_ids", token, 0, None)
+            check_integer("allowed_token_ids", token, 0, None)
         words = _texts("bad_words", self.bad_words)
         if len(words) > MAX_BAD_WORDS:
             raise InvalidRequestError(
@@ -190,8 +190,8 @@ def _bias(value: object) -> dict[int, float] | None:
     for token, number in entries.items():
         # JSON objects have text for keys.
         key = int(token) if isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < _MAX_DIGITS else token
-        _integer("logit_bias", key, 0, None)
-        _number("logit_bias", number, -100.0, 100.0)
+        check_integer("logit_bias", key, 0, None)
+        check_number("logit_bias", number, -100.0, 100.0)
         bias[cast("int", key)] = float(cast("float", number))
     return bias or None
 
@@ -212,7 +212,8 @@ def _items(name: str, value: object) -> tuple[object, ...]:
     return tuple(cast("list[object]", value))
 
 
-def _integer(name: str, value: object, low: int | None, high: int | None) -> None:
+def check_integer(name: str, value: object, low: int | None, high: int | None) -> None:
+    """Raise InvalidRequestError unless `value` is an integer from `low` to `high`; None is no limit."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidRequestError(f"{name} must be an integer, got {value!r}.", field=name, value=value)
     if (low is not None and value < low) or (high is not None and value > high):
@@ -220,7 +221,8 @@ def _integer(name: str, value: object, low: int | None, high: int | None) -> Non
         raise InvalidRequestError(f"{name} must be {limit}, got {value}.", field=name, value=value)
 
 
-def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
+def check_number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
+    """Raise InvalidRequestError unless `value` is a number from `low`, with `open_low` above it, to `high`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, float) and not math.isfinite(value)):
         raise InvalidRequestError(f"{name} must be a finite number, got {value!r}.", field=name, value=value)
     if value < low or value > high or (open_low and value == low):
