@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from tests.golden.gguf_file import GGUFFile
 from tests.tooling.golden import Greedy
@@ -51,6 +59,24 @@ class Reference:
         if self.logits((*prompt, *tokens[:-1]))[len(prompt) - 1 :].argmax(axis=1).tolist() != tokens:
             raise RuntimeError(f"with and without a cache, transformers chooses different tokens (smallest gap {min(gaps)})")
         return Greedy(tuple(tokens), tuple(gaps))
+
+    def beams(self, prompt: tuple[int, ...], **options: Any) -> list[tuple[list[int], float]]:
+        """What transformers' beam search finds, the best first: tokens, the end-of-sequence token included, and score.
+
+        Args:
+            prompt: token ids.
+            options: of `generate`, with `eos_token_id` (a list, which may be empty), `num_beams` and `max_new_tokens`.
+        """
+        eos_ids: list[int] = options["eos_token_id"]
+        others = {**options, "eos_token_id": eos_ids or None, "num_return_sequences": options["num_beams"]}
+        self.model.generation_config = GenerationConfig(**others, pad_token_id=0, do_sample=False)
+        with torch.inference_mode():
+            found = self.model.generate(torch.tensor([prompt]), return_dict_in_generate=True, output_scores=True)
+        beams: list[tuple[list[int], float]] = []
+        for row, score in zip(found.sequences[:, len(prompt) :].tolist(), found.sequences_scores.tolist(), strict=True):
+            end = min((row.index(eos) + 1 for eos in eos_ids if eos in row), default=len(row))
+            beams.append((row[:end], round(score, 5)))
+        return beams
 
 
 def load_directory(directory: Path) -> Reference:

@@ -17,12 +17,14 @@ From the repository root, with the two GGUF files (README.md in this directory s
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.metadata
 import json
 import platform
 import re
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -40,8 +42,20 @@ from tests.golden.hf_reference import Reference
 from tests.tooling import tiny_models
 from tests.tooling.golden import GOLDEN, Greedy, LogitsSummary, summarize
 
-PARTS = ("tiny", "smollm2", "gemma3", "text")
+PARTS = ("tiny", "beams", "smollm2", "gemma3", "text")
 
+BEAM_FAMILIES = ("llama3", "qwen3", "gemma3")
+BEAM_LENGTHS = (5, 60)
+BEAM_STEPS = 24
+BEAM_OPTIONS: tuple[dict[str, Any], ...] = (
+    {"num_beams": 2, "length_penalty": 1.0, "early_stopping": False},
+    {"num_beams": 4, "length_penalty": 1.0, "early_stopping": True},
+    {"num_beams": 4, "length_penalty": 0.0, "early_stopping": "never"},
+    {"num_beams": 5, "length_penalty": 2.0, "early_stopping": "never"},
+    {"num_beams": 5, "length_penalty": 2.0, "early_stopping": False},
+    {"num_beams": 8, "length_penalty": -1.0, "early_stopping": False},
+    {"num_beams": 8, "length_penalty": 0.5, "early_stopping": True},
+)
 TINY_LENGTHS = (1, 17, 64, 150)
 TINY_STEPS = 32
 # A prompt is drawn again until every greedy choice is this clear, hundreds of times the numeric noise.
@@ -68,8 +82,8 @@ def main() -> int:
     mode.add_argument("--compare-engine", action="store_true", help="compare xlaserve's logits with transformers' at every position")
     args = parser.parse_args()
     parts: list[str] = list(args.only or PARTS)
-    if args.compare_engine and "text" in parts:
-        parts.remove("text")
+    if args.compare_engine:
+        parts = [part for part in parts if part not in ("beams", "text")]
     for option, needed_by in (("smollm2", ("smollm2", "text")), ("gemma3", ("gemma3", "text"))):
         if getattr(args, option) is None and set(parts) & set(needed_by):
             parser.error(f"--{option} is needed for {' and '.join(part for part in parts if part in needed_by)}")
@@ -79,6 +93,7 @@ def main() -> int:
         return compare_engine(parts, args.smollm2, args.gemma3)
     makers: dict[str, Callable[[], dict[str, Content | Arrays]]] = {
         "tiny": make_tiny,
+        "beams": make_beams,
         "smollm2": lambda: make_smollm2(args.smollm2),
         "gemma3": lambda: make_gemma3(args.gemma3),
         "text": lambda: make_text(args.smollm2, args.gemma3),
@@ -110,7 +125,7 @@ def make_tiny() -> dict[str, Content | Arrays]:
         arrays: Arrays = {}
         for i, length in enumerate(TINY_LENGTHS):
             while True:
-                prompt = tuple((random.random(length) * reference.vocab_size).astype(int).tolist())
+                prompt = _draw(random, length, reference.vocab_size)
                 greedy = reference.greedy(prompt, TINY_STEPS)
                 if greedy.smallest_gap >= TINY_GAP:
                     break
@@ -120,6 +135,38 @@ def make_tiny() -> dict[str, Content | Arrays]:
         out[f"tiny_{family}.npz"] = arrays
     out["tiny.json"] = {"versions": _versions(), "families": families}
     return out
+
+
+def make_beams() -> dict[str, Content | Arrays]:
+    """Beam searches of some tiny families, with end-of-sequence ids that the models like to give."""
+    families: Content = {}
+    for family in BEAM_FAMILIES:
+        with tempfile.TemporaryDirectory() as directory:
+            reference = hf_reference.load_directory(tiny_models.write_tiny(family, Path(directory)))
+        exact = Reference(copy.deepcopy(reference.model).double())
+        random = np.random.Generator(np.random.PCG64(sum(family.encode()) + 1))
+
+        common: Counter[int] = Counter()
+        for _ in range(20):
+            for tokens, _ in reference.beams(
+                _draw(random, 20, reference.vocab_size), num_beams=4, max_new_tokens=BEAM_STEPS, eos_token_id=[]
+            ):
+                common.update(set(tokens))
+        eos_ids = [token for token, _ in common.most_common(8)]
+        cases: list[Content] = []
+        for options in BEAM_OPTIONS:
+            for length in BEAM_LENGTHS:
+                while True:
+                    prompt = _draw(random, length, reference.vocab_size)
+                    every = {**options, "max_new_tokens": BEAM_STEPS}
+                    beams = reference.beams(prompt, eos_token_id=eos_ids, **every)
+                    # Where float64 finds something else, two sequences are too close to tell which is better.
+                    if [tokens for tokens, _ in beams] == [tokens for tokens, _ in exact.beams(prompt, eos_token_id=eos_ids, **every)]:
+                        break
+                cases.append({"prompt": prompt, "options": every, "tokens": [t for t, _ in beams], "scores": [s for _, s in beams]})
+        checksum = tiny_models.checksum(tiny_models.tiny_tensors(family))
+        families[family] = {"checksum": checksum, "eos_ids": eos_ids, "cases": cases}
+    return {"beams.json": {"versions": _versions(), "families": families}}
 
 
 def make_smollm2(path: Path) -> dict[str, Content | Arrays]:
@@ -263,6 +310,11 @@ def _real(
         "chats": chats,
     }
     return {f"{name}.json": content, f"{name}.npz": arrays}
+
+
+def _draw(random: np.random.Generator, length: int, vocab_size: int) -> tuple[int, ...]:
+    """A prompt of random tokens."""
+    return tuple((random.random(length) * vocab_size).astype(int).tolist())
 
 
 def _versions() -> dict[str, str]:

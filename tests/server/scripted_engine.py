@@ -13,7 +13,7 @@ from typing import Any
 
 from xlaserve.engine.outputs import CompletionOutput, EngineStats, FinishReason, Logprob, RequestMetrics, RequestOutput
 from xlaserve.errors import InvalidRequestError
-from xlaserve.sampling.params import SamplingParams
+from xlaserve.sampling.beam_search import GenerationParams
 
 VOCAB_SIZE = 257
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
@@ -47,7 +47,7 @@ class ByteTokenizer:
 
 
 class ScriptedStream:
-    def __init__(self, engine: ScriptedEngine, request_id: str, prompt: list[int], params: SamplingParams) -> None:
+    def __init__(self, engine: ScriptedEngine, request_id: str, prompt: list[int], params: GenerationParams) -> None:
         self.request_id = request_id
         self.prompt_token_ids = prompt
         self.params = params
@@ -139,7 +139,7 @@ class ScriptedEngine:
         self.paused = threading.Event()
         self.aborted = threading.Event()
 
-    def submit(self, prompt: str | Sequence[int], params: SamplingParams, *, request_id: str | None = None) -> ScriptedStream:
+    def submit(self, prompt: str | Sequence[int], params: GenerationParams, *, request_id: str | None = None) -> ScriptedStream:
         if self.refusal is not None and len(self.submitted) >= self.refuse_after:
             raise self.refusal
         assert not isinstance(prompt, str)

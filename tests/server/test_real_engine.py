@@ -156,6 +156,22 @@ def test_penalties_change_the_answer(tiny: Served) -> None:
     assert tiny.client.post(COMPLETIONS, json=body).json()["choices"][0]["text"] == plain
 
 
+def test_a_beam_search(tiny: Served) -> None:
+    body = {"prompt": [5, 6, 7, 8], "use_beam_search": True, "n": 3, "max_tokens": 20, "ignore_eos": True}
+    searched = tiny.client.post(COMPLETIONS, json=body).json()
+    assert [choice["index"] for choice in searched["choices"]] == [0, 1, 2]
+    assert {choice["finish_reason"] for choice in searched["choices"]} == {"length"}
+    assert len({choice["text"] for choice in searched["choices"]}) > 1
+    assert searched["usage"]["completion_tokens"] == 60
+    greedy = tiny.client.post(COMPLETIONS, json={**body, "use_beam_search": False, "n": 1, "temperature": 0}).json()
+    alone = tiny.client.post(COMPLETIONS, json={**body, "n": 1}).json()
+    assert alone["choices"][0]["text"] == greedy["choices"][0]["text"]
+    # More than the engine can hold at once.
+    refused = tiny.client.post(COMPLETIONS, json={**body, "n": 9})
+    error = assert_error(400, refused)
+    assert (error["param"], "at most 8 sequences at once" in error["message"]) == ("n", True)
+
+
 def test_stop_strings_end_the_text_before_the_match(tiny: Served) -> None:
     free = tiny.client.post(COMPLETIONS, json={"prompt": "hello", "temperature": 0, "max_tokens": 60, "ignore_eos": True}).json()
     text = free["choices"][0]["text"]

@@ -8,6 +8,7 @@ import pytest
 
 from tests.server.live import Live
 from tests.server.scripted_engine import ScriptedEngine
+from xlaserve.sampling.beam_search import BeamSearchParams, GenerationParams
 from xlaserve.sampling.params import SamplingParams
 
 CHAT = "/v1/chat/completions"
@@ -15,7 +16,7 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 PROMPT_TOKENS = len("<user>hi<assistant>")
 
 
-def submitted(server: Live, engine: ScriptedEngine, **fields: Any) -> SamplingParams:
+def submitted(server: Live, engine: ScriptedEngine, **fields: Any) -> GenerationParams:
     path, prompt = ("/v1/completions", {}) if "prompt" in fields else (CHAT, {"messages": MESSAGES})
     response = server.client.post(path, json={**prompt, **fields})
     assert response.status_code == 200, response.text
@@ -47,6 +48,22 @@ def test_every_field(server: Live, engine: ScriptedEngine) -> None:
         "cache_salt": "mine",
     }
     assert submitted(server, engine, **fields) == SamplingParams(**fields)
+
+
+def test_every_field_of_a_search(server: Live, engine: ScriptedEngine) -> None:
+    fields: dict[str, Any] = {
+        "length_penalty": 0.5,
+        "early_stopping": "never",
+        "max_tokens": 9,
+        "ignore_eos": True,
+        "skip_special_tokens": False,
+        "priority": -3,
+        "cache_salt": "mine",
+    }
+    # What samples is not for a search, and is sent all the same.
+    extra = {"use_beam_search": True, "temperature": 0.7, "top_p": 0.9, "seed": 3}
+    assert submitted(server, engine, n=3, **fields, **extra) == BeamSearchParams(beam_width=3, **fields)
+    assert submitted(server, engine, prompt="a", use_beam_search=True) == BeamSearchParams(beam_width=1, max_tokens=16)
 
 
 def test_logprobs_have_a_name_for_each_endpoint(server: Live, engine: ScriptedEngine) -> None:

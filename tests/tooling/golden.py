@@ -67,6 +67,33 @@ class TinyGolden:
 
 
 @dataclass(frozen=True)
+class BeamCase:
+    """One beam search of a tiny checkpoint.
+
+    Attributes:
+        prompt: the token ids.
+        options: `num_beams`, `length_penalty`, `early_stopping` and `max_new_tokens` of transformers' `generate`.
+        tokens: of each sequence found, the best first.
+        scores: of each, log probability and length penalty together.
+    """
+
+    prompt: tuple[int, ...]
+    options: Mapping[str, Any]
+    tokens: tuple[tuple[int, ...], ...]
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class BeamGolden:
+    """Beam searches of one tiny family, with `eos_ids` as the ids that end a sequence."""
+
+    family: str
+    checksum: str
+    eos_ids: tuple[int, ...]
+    cases: tuple[BeamCase, ...]
+
+
+@dataclass(frozen=True)
 class LogitsSummary:
     """What is kept of logits [positions, vocab]; every array has one row per position, float32 or int32.
 
@@ -224,6 +251,16 @@ def load_tiny(family: str) -> TinyGolden:
             TinyCase(tuple(case["prompt"]), arrays[f"logits_{i}"], _greedy(case["greedy"])) for i, case in enumerate(entry["cases"])
         )
     return TinyGolden(family, entry["checksum"], cases)
+
+
+def load_beams(family: str) -> BeamGolden:
+    """The beam searches of a tiny family: "llama3", "qwen3" or "gemma3"."""
+    entry = _read_json("beams.json")["families"][family]
+    cases = tuple(
+        BeamCase(tuple(case["prompt"]), case["options"], tuple(map(tuple, case["tokens"])), tuple(case["scores"]))
+        for case in entry["cases"]
+    )
+    return BeamGolden(family, entry["checksum"], tuple(entry["eos_ids"]), cases)
 
 
 def load_smollm2() -> RealGolden:

@@ -18,7 +18,7 @@ from xlaserve.engine.request import Request
 from xlaserve.engine.sequence import Sequence
 from xlaserve.errors import InvalidRequestError
 from xlaserve.models.tokenizer import Tokenizer
-from xlaserve.sampling.beam_search import BeamSearchParams
+from xlaserve.sampling.beam_search import BeamSearchParams, GenerationParams
 from xlaserve.sampling.params import SamplingParams
 
 Prompt = str | Sequences[int]
@@ -62,13 +62,13 @@ class LLM:
         return self._core.stats()
 
     def generate(
-        self, prompts: Prompt | Sequences[Prompt], params: SamplingParams | Sequences[SamplingParams] | None = None
+        self, prompts: Prompt | Sequences[Prompt], params: GenerationParams | Sequences[GenerationParams] | None = None
     ) -> list[RequestOutput]:
         """Complete prompts, all together.
 
         Args:
             prompts: one or several; text, or token ids.
-            params: for all of them, or one for each.
+            params: for all of them, or one for each; `BeamSearchParams` search instead of sampling.
 
         Returns:
             One output per prompt, in order.
@@ -77,7 +77,7 @@ class LLM:
             InvalidRequestError: a prompt or a parameter is not acceptable; nothing has been generated then.
         """
         listed = [prompts] if _is_prompt(prompts) else list(prompts)
-        each = [params or SamplingParams()] * len(listed) if params is None or isinstance(params, SamplingParams) else list(params)
+        each = [params or SamplingParams()] * len(listed) if params is None or isinstance(params, GenerationParams) else list(params)
         if len(each) != len(listed):
             raise InvalidRequestError(f"params must be one or as many as prompts ({len(listed)}), got {len(each)}.", field="params")
         requests = [self._inputs.request(prompt, p, None) for prompt, p in zip(listed, each, strict=True)]  # type: ignore[arg-type]
@@ -96,8 +96,7 @@ class LLM:
         Raises:
             InvalidRequestError: a prompt or a parameter is not acceptable; nothing has been generated then.
         """
-        listed: Any = [prompts] if _is_prompt(prompts) else prompts
-        return self._run([self._inputs.request(prompt, params, None) for prompt in listed])
+        return self.generate(prompts, params)
 
     def chat(
         self, messages: Sequences[Message] | Sequences[Sequences[Message]], params: SamplingParams | None = None, **template_options: Any

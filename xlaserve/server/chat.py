@@ -14,7 +14,7 @@ from xlaserve.server.engine import Engine
 from xlaserve.server.generation import Generation
 from xlaserve.server.logprobs import LogprobWriter, prompt_logprobs
 from xlaserve.server.messages import conversation
-from xlaserve.server.parameters import sampling_params
+from xlaserve.server.parameters import generation_params
 from xlaserve.server.prompts import encode
 from xlaserve.server.protocol import ChatCompletionRequest
 from xlaserve.server.state import state_of
@@ -32,7 +32,7 @@ async def create_chat_completion(request: Request) -> Response:
     refuse_unsupported(body, chat=True)
     state.check_model(body.model)
     ids = await _prompt(body, engine)
-    params = sampling_params(body, engine, len(ids), "messages")
+    params = generation_params(body, engine, len(ids), "messages")
     head = response_head("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion", engine)
     generation = Generation(engine, state.metrics, [ids], [params], head["id"])
 

@@ -11,7 +11,7 @@ from xlaserve.server.answers import answer, response_head
 from xlaserve.server.body import read_body
 from xlaserve.server.generation import Generation
 from xlaserve.server.logprobs import LogprobWriter, Places, prompt_logprobs
-from xlaserve.server.parameters import sampling_params
+from xlaserve.server.parameters import generation_params
 from xlaserve.server.prompts import completion_prompts
 from xlaserve.server.protocol import CompletionRequest
 from xlaserve.server.state import state_of
@@ -26,7 +26,7 @@ async def create_completion(request: Request) -> Response:
     refuse_unsupported(body, chat=False)
     state.check_model(body.model)
     prompts = await completion_prompts(body, engine)
-    params = [sampling_params(body, engine, len(prompt.token_ids), "prompt") for prompt in prompts]
+    params = [generation_params(body, engine, len(prompt.token_ids), "prompt") for prompt in prompts]
     head = response_head("cmpl", "text_completion", engine)
     generation = Generation(engine, state.metrics, [prompt.token_ids for prompt in prompts], params, head["id"])
     echoes = [prompt.echo for prompt in prompts]

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from xlaserve.engine.outputs import EngineStats, RequestOutput
-from xlaserve.sampling.params import SamplingParams
+from xlaserve.sampling.beam_search import GenerationParams
 
 
 class TextCodec(Protocol):
@@ -72,7 +72,7 @@ class Engine(Protocol):
 
     async def wait_failed(self) -> None: ...
 
-    def submit(self, prompt: str | Sequence[int], params: SamplingParams, *, request_id: str | None = None) -> TokenStream: ...
+    def submit(self, prompt: str | Sequence[int], params: GenerationParams, *, request_id: str | None = None) -> TokenStream: ...
 
     def stats(self) -> EngineStats: ...
 

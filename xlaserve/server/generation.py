@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xlaserve.engine.outputs import CompletionOutput, Logprob, RequestOutput
-from xlaserve.errors import EngineDeadError, XlaserveError
-from xlaserve.sampling.params import SamplingParams
+from xlaserve.errors import EngineDeadError, InvalidRequestError, XlaserveError
+from xlaserve.sampling.beam_search import GenerationParams
+from xlaserve.server.beams import in_request_terms
 from xlaserve.server.engine import Engine, TokenStream
 from xlaserve.server.errors import GenerationFailedError, ShuttingDownError
 from xlaserve.server.metrics import Metrics
@@ -65,7 +66,7 @@ class Generation:
     """
 
     def __init__(
-        self, engine: Engine, metrics: Metrics, prompts: Sequence[list[int]], params: Sequence[SamplingParams], request_id: str
+        self, engine: Engine, metrics: Metrics, prompts: Sequence[list[int]], params: Sequence[GenerationParams], request_id: str
     ) -> None:
         self._engine = engine
         self._metrics = metrics
@@ -81,6 +82,9 @@ class Generation:
         try:
             for number, (ids, options) in enumerate(zip(prompts, params, strict=True)):
                 self._streams.append(engine.submit(ids, options, request_id=f"{request_id}-{number}"))
+        except InvalidRequestError as error:
+            self.abort()
+            raise in_request_terms(error) from error
         except BaseException:
             self.abort()
             raise

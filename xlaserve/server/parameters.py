@@ -1,11 +1,13 @@
-"""From request fields to `SamplingParams`. What a request leaves open comes from the checkpoint's generation config, as in vLLM."""
+"""From request fields to sampling or search parameters. What a request leaves open comes from the checkpoint, as in vLLM."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from xlaserve.errors import InvalidRequestError
+from xlaserve.sampling.beam_search import GenerationParams
 from xlaserve.sampling.params import SamplingParams
+from xlaserve.server.beams import beam_search_params, refuse_search_fields
 from xlaserve.server.engine import Engine
 from xlaserve.server.errors import ContextLengthError
 from xlaserve.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
@@ -31,7 +33,7 @@ _AS_GIVEN = (
 )
 
 
-def sampling_params(request: GenerationRequest, engine: Engine, prompt_tokens: int, prompt_field: str) -> SamplingParams:
+def generation_params(request: GenerationRequest, engine: Engine, prompt_tokens: int, prompt_field: str) -> GenerationParams:
     """The parameters for one prompt of the request.
 
     Args:
@@ -53,11 +55,14 @@ def sampling_params(request: GenerationRequest, engine: Engine, prompt_tokens: i
             field=field,
             value=asked,
         )
+    if asked is None:
+        asked = min(room, COMPLETION_MAX_TOKENS) if isinstance(request, CompletionRequest) else room
+    if request.use_beam_search:
+        return beam_search_params(request, asked)
+    refuse_search_fields(request)
     defaults = engine.default_sampling
     values: dict[str, Any] = {name: defaults[name] for name in _FROM_CHECKPOINT if name in defaults}
     values |= {name: value for name in (*_FROM_CHECKPOINT, *_AS_GIVEN) if (value := getattr(request, name)) is not None}
-    if asked is None:
-        asked = min(room, COMPLETION_MAX_TOKENS) if isinstance(request, CompletionRequest) else room
     # Keeping more tokens than there are keeps all; the engine stores the number in 32 bits.
     if (values.get("top_k") or 0) > engine.vocab_size:
         values["top_k"] = 0

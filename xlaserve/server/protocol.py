@@ -90,6 +90,9 @@ class GenerationRequest(BaseModel):
     allowed_token_ids: list[Integer] | None = None
     bad_words: list[str] | None = None
     prompt_logprobs: Annotated[Integer | None, BeforeValidator(_false_is_none)] = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
     seed: Integer | None = None
     stop: Stop = None
     stop_token_ids: list[Integer] | None = None

@@ -17,8 +17,6 @@ log = logging.getLogger(__name__)
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logprob_token_ids": ([],),
-    "length_penalty": (1,),
-    "use_beam_search": (False,),
     "suffix": ("",),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
