@@ -23,7 +23,17 @@ GENERATE = GenerateBucket(4, 3)
 
 def make(slot: int, *, prompt: list[int] | None = None, stop: frozenset[int] = frozenset(), seed: int = 0, **params: Any) -> Sequence:
     return Sequence(
-        "r", 0, prompt or [5, 6, 7], SamplingParams(**params), stop, frozenset(), seed, 100, RequestMetrics(0.0), Status.RUNNING, slot=slot
+        "r",
+        0,
+        prompt or [5, 6, 7],
+        SamplingParams(**params),
+        stop,
+        frozenset(),
+        seed,
+        100,
+        RequestMetrics(0.0),
+        status=Status.RUNNING,
+        slot=slot,
     )
 
 

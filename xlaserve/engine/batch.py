@@ -5,6 +5,8 @@ What stays the same for the life of a sequence is written once, when it gets its
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,25 @@ from xlaserve.engine.sequence import Sequence
 from xlaserve.paged.block_tables import BlockTables
 
 Batch = NDArray[np.int32]
+
+
+class _Generating(NamedTuple):
+    """What stays the same from one generate step to the next while the same sequences generate in the same slots.
+
+    Args:
+        sequences, bucket: of the step.
+        slots: of each row, integers.
+        prompts: int32, prompt tokens of each row.
+        template: the batch without what moves.
+        changing: rows that need a look at every step.
+    """
+
+    sequences: tuple[Sequence, ...]
+    bucket: Bucket
+    slots: NDArray[np.intp]
+    prompts: NDArray[np.int32]
+    template: Batch
+    changing: list[int]
 
 
 class BatchBuilder:
@@ -31,24 +52,34 @@ class BatchBuilder:
         self._constant = np.zeros((max_num_seqs, TOKENS_AT), np.int32)
         self._owner: list[Sequence | None] = [None] * max_num_seqs
         self._seated: list[Sequence] = []
+        self._last: _Generating | None = None
 
     def generate(self, step: GenerateStep) -> Batch:
         """Input of a token-generation graph."""
-        batch = empty_batch(step.bucket, self._spare)
-        slots = [self._seat(sequence) for sequence in step.sequences]
-        count = len(slots)
-        batch[:count, :TOKENS_AT] = self._constant[slots]
-        batch[:count, Header.START] = step.starts
-        # The step has counted the token that it is to sample, which is not drawn yet.
-        drawn = [len(sequence.output_ids) + sequence.in_flight - 1 for sequence in step.sequences]
+        last = self._last
+        if last is None or last.sequences != step.sequences or last.bucket != step.bucket:
+            last = self._last = self._generating(step)
+        batch = last.template.copy()
+        count = len(step.sequences)
+        starts = np.array(step.starts, np.int32)
+        drawn = starts + 1 - last.prompts
+        batch[:count, Header.START] = starts
         batch[:count, Header.PLACE] = drawn
-        batch[:count, table_at(step.bucket) :] = self._tables.rows(slots, step.bucket.width)
-        for row, sequence in enumerate(step.sequences):
-            if drawn[row] < sequence.params.min_tokens:
-                _ban_stops(batch[row], sequence, drawn[row])
+        batch[:count, table_at(step.bucket) :] = self._tables.rows(last.slots, step.bucket.width)
+        for row in last.changing:
+            sequence = step.sequences[row]
+            _ban_stops(batch[row], sequence, int(drawn[row]))
             if sequence.group is not None:
                 batch[row, Header.TOKEN] = sequence.output_ids[-1] + 1
         return batch
+
+    def _generating(self, step: GenerateStep) -> _Generating:
+        slots = np.array([self._seat(sequence) for sequence in step.sequences])
+        template = empty_batch(step.bucket, self._spare)
+        template[: len(slots), :TOKENS_AT] = self._constant[slots]
+        prompts = np.array([len(sequence.prompt_ids) for sequence in step.sequences], np.int32)
+        changing = [row for row, sequence in enumerate(step.sequences) if sequence.params.min_tokens or sequence.group is not None]
+        return _Generating(step.sequences, step.bucket, slots, prompts, template, changing)
 
     def context(self, step: ContextStep) -> Batch:
         """Input of a context-encoding graph."""
@@ -83,6 +114,7 @@ class BatchBuilder:
         assert slot is not None
         if self._owner[slot] is not sequence:
             self._owner[slot] = sequence
+            self._last = None
             row, params = self._constant[slot], sequence.params
             row[:] = 0
             row[BANNED_AT:] = -1

@@ -24,14 +24,15 @@ log = logging.getLogger(__name__)
 @dataclass(slots=True)
 class _Completion:
     sequence: Sequence
+    index: int
     stream: TokenStream | None
-    stops: StopMatcher
+    stops: StopMatcher | None
     num_tokens: int = 0
     cumulative_logprob: float = 0.0
     finished: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Entry:
     request: Request
     completions: tuple[_Completion, ...]
@@ -87,14 +88,13 @@ class OutputProcessor:
 
     def process(self, events: Iterable[TokenEvent]) -> Processed:
         """Take the events of one step."""
-        moved: dict[str, list[CompletionOutput]] = {}
+        moved: dict[_Entry, list[CompletionOutput]] = {}
         finishes: list[Finish] = []
         for event in events:
             # A sequence that has ended here, or whose request has been removed, is known no more.
             if (found := self._by_key.get(event.key)) is None:
                 continue
             entry, completion = found
-            request_id = entry.request.request_id
             try:
                 if event.prompt_scores is not None:
                     # Where they have been given already, the prompt is being computed again after a preemption.
@@ -111,9 +111,9 @@ class OutputProcessor:
                     outputs[0].logprobs = [self._logprobs(event.scores)]
                     outputs[0].cumulative_logprob = completion.cumulative_logprob
             except Exception:
-                log.exception("Request %s has ended: what the engine gave for it could not be processed", request_id)
+                log.exception("Request %s has ended: what the engine gave for it could not be processed", entry.request.request_id)
                 outputs, failed = self._fail(entry)
-                moved.setdefault(request_id, []).extend(outputs)
+                moved.setdefault(entry, []).extend(outputs)
                 finishes += failed
                 continue
             if event.metrics is not None:
@@ -124,8 +124,9 @@ class OutputProcessor:
                 finishes.append(Finish(event.key, "stop", stop))
             if completion.finished:
                 del self._by_key[event.key]
-            moved.setdefault(request_id, []).extend(outputs)
-        return Processed([self._output(request_id, outputs) for request_id, outputs in moved.items()], finishes)
+            if (known := moved.setdefault(entry, outputs)) is not outputs:
+                known += outputs
+        return Processed([self._output(entry, outputs) for entry, outputs in moved.items()], finishes)
 
     def _fail(self, entry: _Entry) -> tuple[list[CompletionOutput], list[Finish]]:
         """End what has not ended of a request, with the reason "error"."""
@@ -158,23 +159,25 @@ class OutputProcessor:
     def _completion(self, sequence: Sequence) -> _Completion:
         params = sequence.params
         stream = self._tokenizer.stream(skip_special_tokens=params.skip_special_tokens) if params.detokenize else None
-        return _Completion(sequence, stream, StopMatcher(params.stop_strings, include=params.include_stop_str_in_output))
+        stops = StopMatcher(params.stop_strings, include=params.include_stop_str_in_output) if params.stop_strings else None
+        return _Completion(sequence, sequence.index, stream, stops)
 
-    def _output(self, request_id: str, outputs: list[CompletionOutput]) -> RequestOutput:
-        entry = self._entries[request_id]
+    def _output(self, entry: _Entry, outputs: list[CompletionOutput]) -> RequestOutput:
+        request = entry.request
         # The last output is of a completion that has not ended, in most steps.
         finished = outputs[-1].finish_reason is not None and all(completion.finished for completion in entry.completions)
         if finished:
-            del self._entries[request_id]
+            del self._entries[request.request_id]
+        prompt_logprobs = None if entry.prompt_logprobs is None else self._take_prompt_logprobs(entry)
         return RequestOutput(
-            request_id=request_id,
-            prompt=entry.request.prompt,
-            prompt_token_ids=entry.request.prompt_ids,
-            outputs=outputs,
-            finished=finished,
-            num_cached_tokens=entry.num_cached_tokens,
-            metrics=entry.metrics,
-            prompt_logprobs=self._take_prompt_logprobs(entry),
+            request.request_id,
+            request.prompt,
+            request.prompt_ids,
+            outputs,
+            finished,
+            entry.num_cached_tokens,
+            entry.metrics,
+            prompt_logprobs,
         )
 
     def _take_prompt_logprobs(self, entry: _Entry) -> list[dict[int, Logprob] | None] | None:
@@ -188,24 +191,32 @@ class OutputProcessor:
 
 def _advance(completion: _Completion, event: TokenEvent) -> tuple[CompletionOutput, str | None]:
     """One event of one completion: its increment, and the stop string that it completed, if it did."""
-    output = CompletionOutput(completion.sequence.index, "", [], event.finish_reason, event.stop_reason)
-    stop = None
-    if event.token is not None:
-        output.token_ids.append(event.token)
+    token, stream, stops = event.token, completion.stream, completion.stops
+    output = CompletionOutput(completion.index, "", [] if token is None else [token], event.finish_reason, event.stop_reason)
+    if event.finish_reason is None and stops is None:
+        # Nearly all are like this.
+        if token is not None and stream is not None:
+            output.text = stream.step(token)
+        return output, None
+    params, stop = completion.sequence.params, None
+    if token is not None:
         completion.num_tokens += 1
         # The token that ends a text is no part of it: neither the model's end of sequence nor a stop id, unless asked for.
-        hidden = event.finish_reason == "stop" and not completion.sequence.params.include_stop_str_in_output
-        if completion.stream is not None and not hidden:
-            text = completion.stream.step(event.token)
-            output.text, stop = completion.stops.feed(text, match=completion.num_tokens > completion.sequence.params.min_tokens)
+        hidden = event.finish_reason == "stop" and not params.include_stop_str_in_output
+        if stream is not None and not hidden:
+            output.text = stream.step(token)
+            if stops is not None:
+                output.text, stop = stops.feed(output.text, match=completion.num_tokens > params.min_tokens)
     if stop is not None:
         output.finish_reason, output.stop_reason = "stop", stop
-    elif output.finish_reason is not None and completion.stream is not None:
-        tail, found = completion.stops.feed(completion.stream.flush())
+    elif output.finish_reason is not None and stream is not None:
+        tail, found = stream.flush(), None
+        if stops is not None:
+            tail, found = stops.feed(tail)
         output.text += tail
-        if found is None:
-            output.text += completion.stops.flush()
-        else:
+        if found is not None:
             output.finish_reason, output.stop_reason = "stop", found
+        elif stops is not None:
+            output.text += stops.flush()
     completion.finished = output.finish_reason is not None
     return output, stop

@@ -188,8 +188,11 @@ class Scheduler:
         sequence.in_flight -= 1
         if sequence.status is Status.FINISHED:
             return False
-        known = self._append(sequence, token)
         output = sequence.output_ids
+        output.append(token)
+        known = len(sequence.prompt_ids) + len(output)
+        if known >= (sequence.num_published + 1) * self._pool.block_size:
+            self._publish(sequence)
         if token in sequence.stop_ids and len(output) >= sequence.params.min_tokens:
             self.finish(sequence, "stop", None if token in sequence.eos_ids else token)
         elif known >= sequence.max_tokens:
@@ -225,16 +228,9 @@ class Scheduler:
             beams.append(self._fork(group.beams[parent]) if known else group.beams[parent])
         group.beams = beams
         for beam, branch in zip(beams, branches, strict=True):
-            self._append(beam, branch.token)
+            beam.output_ids.append(branch.token)
+            self._publish(beam)
         return False
-
-    def _append(self, sequence: Sequence, token: int) -> int:
-        """Add a token to what is known of a sequence; how many there are."""
-        sequence.output_ids.append(token)
-        known = sequence.num_known
-        if known >= (sequence.num_published + 1) * self._pool.block_size:
-            self._publish(sequence)
-        return known
 
     def _schedule_generate(self) -> GenerateStep | None:
         chosen: list[Sequence] = []

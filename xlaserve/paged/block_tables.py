@@ -24,6 +24,6 @@ class BlockTables:
         """Empty the row of `slot`."""
         self._rows[slot] = NULL_BLOCK
 
-    def rows(self, slots: Sequence[int], width: int) -> NDArray[np.int32]:
+    def rows(self, slots: Sequence[int] | NDArray[np.intp], width: int) -> NDArray[np.int32]:
         """A copy of the rows of `slots`, `[len(slots), width]`."""
-        return self._rows[list(slots), :width]
+        return self._rows[np.asarray(slots), :width]
