@@ -5,6 +5,7 @@ It holds compiled executables only: nothing here can trace or compile.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 import jax
@@ -14,12 +15,16 @@ from numpy.typing import NDArray
 
 from xlaserve.buckets.compiler import Executable
 from xlaserve.buckets.graphs import GraphSpec, StepOutput
-from xlaserve.buckets.ladder import SEAT, Bucket, SeatBucket
+from xlaserve.buckets.ladder import SEAT, Bucket, ContextBucket, SeatBucket
 from xlaserve.buckets.layout import Header
 from xlaserve.engine.batch import Batch, empty_batch
 from xlaserve.engine.seating import empty_seating, seating
 from xlaserve.engine.sequence import Sequence
 from xlaserve.platforms.platform import Device
+
+_MEASURED_RUNS = 5
+_MEASURED_ENOUGH = 500_000_000
+"""Nanoseconds after which a graph is not run again to be measured."""
 
 
 class Runner:
@@ -72,10 +77,31 @@ class Runner:
         Only these: they hold the same code as the larger ones, and running all would take longer than loading them.
         """
         self._state = self._executables[SEAT](self._state, *empty_seating(self._spare_slot, self._vocab_size))
-        buckets = [bucket for bucket in self._executables if not isinstance(bucket, SeatBucket)]
+        buckets = self._buckets
         for family in {type(bucket) for bucket in buckets}:
             bucket = min((b for b in buckets if type(b) is family), key=lambda b: (b.tokens, b.width))
             self.run(bucket, empty_batch(bucket, self._spare_slot)).tokens.block_until_ready()
+
+    def measure(self) -> dict[Bucket, int]:
+        """Nanoseconds that one run of each bucket takes: the least of a few, on rows of padding as long as the bucket.
+
+        The graphs take turns, so that a busy moment of the machine does not fall on one of them alone.
+        """
+        batches = {bucket: empty_batch(bucket, self._spare_slot) for bucket in self._buckets}
+        for bucket, batch in batches.items():
+            batch[:, Header.LENGTH] = bucket.length if isinstance(bucket, ContextBucket) else 1
+        times: dict[Bucket, list[int]] = {bucket: [] for bucket in batches}
+        for _ in range(_MEASURED_RUNS):
+            for bucket, batch in batches.items():
+                if sum(times[bucket]) < _MEASURED_ENOUGH:
+                    begin = time.perf_counter_ns()
+                    self.run(bucket, batch).tokens.block_until_ready()
+                    times[bucket].append(time.perf_counter_ns() - begin)
+        return {bucket: max(1, min(taken)) for bucket, taken in times.items()}
+
+    @property
+    def _buckets(self) -> list[Bucket]:
+        return [bucket for bucket in self._executables if not isinstance(bucket, SeatBucket)]
 
 
 def read(array: jax.Array) -> NDArray[np.int32]:
