@@ -171,19 +171,20 @@ class Ladder:
     def _plan_alone(self) -> tuple[Sequence[int], ...]:
         """`_alone`: a sequence that ends in a number of blocks is computed in graphs whose tables hold as many."""
         plans: dict[tuple[tuple[int, int], ...], Sequence[int]] = {}
-        tables: list[Sequence[int]] = []
-        widths = sorted({bucket.width for bucket in self.context})
-        for width in widths:
+        by_width: dict[int, Sequence[int]] = {}
+        for width in sorted({bucket.width for bucket in self.context}, reverse=True):
             chunks: dict[int, int] = {}
             for bucket, cost in self._context:
-                if bucket.rows == 1 and bucket.width >= width:
+                if bucket.width >= width:
                     blocks = bucket.length // self.block_size
                     chunks[blocks] = min(cost, chunks.get(blocks, cost))
-            key = tuple(chunks.items())
-            if key not in plans:
-                plans[key] = _cheapest_splits(key, widths[-1])
-            tables += [plans[key]] * (width + 1 - len(tables))
-        return tuple(tables)
+            key = tuple(sorted(chunks.items()))
+            # Narrower tables that cost the same share the list of the widest.
+            by_width[width] = plans[key] if key in plans else plans.setdefault(key, _cheapest_splits(key, width))
+        lists: list[Sequence[int]] = []
+        for width, costs in sorted(by_width.items()):
+            lists += [costs] * (width + 1 - len(lists))
+        return tuple(lists)
 
 
 def make_ladder(*, max_model_len: int, max_num_seqs: int, max_num_batched_tokens: int, block_size: int, static_width: bool) -> Ladder:
