@@ -22,9 +22,10 @@ from xlaserve.engine.seating import empty_seating, seating
 from xlaserve.engine.sequence import Sequence
 from xlaserve.platforms.platform import Device
 
-_FEWEST_RUNS, _MOST_RUNS = 2, 5
-_ENOUGH = 500_000_000
-"""To measure a graph it is run that often; between the two, until its runs have taken that many nanoseconds."""
+_FEWEST_TURNS, _MOST_TURNS = 2, 5
+_MEASURED_ENOUGH = 10.0
+"""To be measured, every graph runs once in each turn. The first is slow, as graphs get their memory; none after the second begins after
+that many seconds."""
 
 
 class Runner:
@@ -85,19 +86,22 @@ class Runner:
     def measure(self) -> dict[Bucket, int]:
         """Nanoseconds that one run of each bucket takes: the least of a few, on rows of padding as long as the bucket.
 
-        The graphs take turns, so that a busy moment of the machine does not fall on one of them alone.
+        The graphs take turns, and each as many as the others. So where the machine is busy for a while, it is for all of them.
         """
         batches = {bucket: empty_batch(bucket, self._spare_slot) for bucket in self._buckets}
         for bucket, batch in batches.items():
             batch[:, Header.LENGTH] = bucket.length if isinstance(bucket, ContextBucket) else 1
-        times: dict[Bucket, list[int]] = {bucket: [] for bucket in batches}
-        for turn in range(_MOST_RUNS):
+        taken: dict[Bucket, int] = {}
+        enough = time.monotonic() + _MEASURED_ENOUGH
+        for turn in range(_MOST_TURNS):
+            if turn >= _FEWEST_TURNS and time.monotonic() > enough:
+                break
             for bucket, batch in batches.items():
-                if turn < _FEWEST_RUNS or sum(times[bucket]) < _ENOUGH:
-                    begin = time.perf_counter_ns()
-                    self.run(bucket, batch).tokens.block_until_ready()
-                    times[bucket].append(time.perf_counter_ns() - begin)
-        return {bucket: max(1, min(taken)) for bucket, taken in times.items()}
+                begin = time.perf_counter_ns()
+                self.run(bucket, batch).tokens.block_until_ready()
+                nanoseconds = max(1, time.perf_counter_ns() - begin)
+                taken[bucket] = min(nanoseconds, taken.get(bucket, nanoseconds))
+        return taken
 
     @property
     def _buckets(self) -> list[Bucket]:
