@@ -11,7 +11,7 @@ from jax import Array
 
 from xlaserve.buckets.compiler import Compiler, Graph, collect, store_key
 from xlaserve.buckets.graphs import GraphSpec
-from xlaserve.buckets.ladder import Bucket, Ladder, SeatBucket, make_ladder
+from xlaserve.buckets.ladder import Bucket, Ladder, UpkeepBucket, make_ladder
 from xlaserve.buckets.layout import MAX_EOS_IDS
 from xlaserve.buckets.store import GraphStore
 from xlaserve.engine.calibration import calibrate
@@ -98,7 +98,7 @@ class Engine:
 
     plan: Plan
     core: EngineCore
-    graphs: dict[Bucket | SeatBucket, Graph]
+    graphs: dict[Bucket | UpkeepBucket, Graph]
 
 
 def make_plan(config: EngineConfig) -> Plan:
@@ -142,7 +142,7 @@ def graph_store(plan: Plan, config: EngineConfig) -> GraphStore:
 
 def compile_graphs(
     plan: Plan, config: EngineConfig, progress: Progress, *, meanwhile: Callable[[], None] | None = None
-) -> dict[Bucket | SeatBucket, Graph]:
+) -> dict[Bucket | UpkeepBucket, Graph]:
     """Load or compile every graph.
 
     Args:
@@ -171,7 +171,7 @@ def compile_graphs(
     return graphs
 
 
-def measure_costs(plan: Plan, config: EngineConfig, graphs: dict[Bucket | SeatBucket, Graph], progress: Progress) -> None:
+def measure_costs(plan: Plan, config: EngineConfig, graphs: dict[Bucket | UpkeepBucket, Graph], progress: Progress) -> None:
     """Have the costs that `build` needs in the store, measured with weights of no meaning: a run takes as long with them.
 
     Where the device lacks the memory, the progress says so, and `build` will measure.
