@@ -186,8 +186,8 @@ def test_compiling_measures_for_the_engine(config: EngineConfig, tmp_path: Path,
 
     plan = make_plan(config)
     graphs = compile_graphs(plan, config, lambda _line: None)
-    with LLM(config.model, **TINY_ENGINE):
-        pass
+    with LLM(config.model, **TINY_ENGINE) as llm:
+        assert vars(llm)["_core"]._scheduler._ladder.costs.keys() == set(plan.ladder.buckets), "choices rest on what was measured"
     lines: list[str] = []
     monkeypatch.setattr(Runner, "measure", lambda _runner: pytest.fail("costs are known"))
     measure_costs(plan, config, graphs, lines.append)

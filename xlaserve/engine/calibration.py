@@ -39,10 +39,9 @@ def calibrate(ladder: Ladder, store: GraphStore, measure: Callable[[], dict[Buck
                 store.save_costs(costs)
             except (ArtifactError, OSError) as error:
                 note = f" (cannot be kept: {error})"
-        low, high = (
-            f"{name} {measured[name] / 1e6:,.1f} ms" for name in sorted(measured, key=measured.__getitem__)[:: max(1, len(names) - 1)]
-        )
-        progress(f"costs of {len(names)} graphs measured in {seconds:.1f} s: {low} to {high}{note}")
+        low, high = min(costs, key=costs.__getitem__), max(costs, key=costs.__getitem__)
+        span = f"{low} {costs[low] / 1e6:,.1f} ms to {high} {costs[high] / 1e6:,.1f} ms"
+        progress(f"costs of {len(names)} graphs measured in {seconds:.1f} s: {span}{note}")
     return replace(ladder, costs={bucket: costs[bucket.name] for bucket in ladder.buckets})
 
 
