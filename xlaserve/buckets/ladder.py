@@ -142,7 +142,7 @@ class Ladder:
         is taken, of equals the one that computes most tokens. The first sequence is always in it, so nothing starves.
 
         Args:
-            remaining: tokens that each sequence still has to compute, at least 1 each.
+            remaining: tokens that each sequence still has to compute, at least 1 each; the widest tables must hold them.
             starts: tokens that each has computed, a multiple of the block size each.
             budget: most tokens to compute in this step.
 
