@@ -24,6 +24,7 @@ from tests.conftest import TINY_ENGINE
 from tests.server.live import Live, live_server
 from tests.server.scripted_engine import ScriptedEngine
 from xlaserve import __version__
+from xlaserve.buckets.ladder import UPKEEP
 from xlaserve.cli import main
 from xlaserve.commands import doctor
 from xlaserve.commands.engine_flags import ENGINE_FIELDS, size
@@ -247,11 +248,14 @@ def test_compile_then_serve_then_chat(tiny_model: Callable[[str], Path]) -> None
     assert done.returncode == 0, done.stderr
     total = re.search(r"(\d+) graphs are ready", done.stdout)
     assert total
+    costs = f"costs of {int(total[1]) - len(UPKEEP)} graphs "
+    assert costs in done.stdout
     with subprocess.Popen([*command, "serve", "--port=0", model, *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         served = Served(process)
         served.read_until("-d ")
         assert sum(" loaded in " in line for line in served.lines) == int(total[1])
         assert not any(" compiled in " in line for line in served.lines)
+        assert any(costs + "are known" in line for line in served.lines)
         done = subprocess.run(
             [*command, "chat", "--url", served.url, "-q", "hi"], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=False
         )
@@ -269,6 +273,11 @@ def test_compile_then_serve_then_chat(tiny_model: Callable[[str], Path]) -> None
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert " loaded in " in done.stderr
+
+
+def test_an_unknown_device_is_answered_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compile", "--device", "tpu"]) == 2
+    assert re.search(r"device must be one of .*neuron, cuda, cpu, got 'tpu'", capsys.readouterr().err)
 
 
 @pytest.fixture

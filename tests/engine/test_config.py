@@ -186,4 +186,4 @@ def test_what_settles_can_run_and_what_does_not_says_what_would(options: dict[st
         block_size=found.block_size,
         static_width=False,
     )
-    assert ladder.pick_context([1000], [0], found.max_num_batched_tokens - found.max_num_seqs + 1) is not None
+    assert ladder.pick_context([found.max_model_len], [0], found.max_num_batched_tokens - found.max_num_seqs + 1) is not None

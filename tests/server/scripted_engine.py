@@ -151,7 +151,15 @@ class ScriptedEngine:
         return stream
 
     def stats(self) -> EngineStats:
-        return EngineStats(num_running=len(self.running), num_waiting=2, num_blocks=10, num_free_blocks=5, finished={"stop": 3, "abort": 1})
+        return EngineStats(
+            num_running=len(self.running),
+            num_waiting=2,
+            num_blocks=10,
+            num_free_blocks=5,
+            finished={"stop": 3, "abort": 1},
+            scheduled_tokens=30,
+            padded_tokens=12,
+        )
 
     async def wait_failed(self) -> None:
         await asyncio.Event().wait()

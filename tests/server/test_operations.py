@@ -62,6 +62,8 @@ def test_metrics(server: Live) -> None:
         assert buckets == sorted(buckets)
         assert buckets[-1] == 2
     assert samples["xlaserve:compile_events_total", *labels] == 0
+    assert samples["xlaserve:scheduled_tokens_total", *labels] == 30
+    assert samples["xlaserve:padded_tokens_total", *labels] == 12
     assert samples["xlaserve:http_requests_total", ("method", "POST"), ("path", "/v1/completions"), ("status", "200")] == 2
 
 

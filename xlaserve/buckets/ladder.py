@@ -1,18 +1,19 @@
 """Which static shapes exist, and which one a step takes: all bucket arithmetic, as pure functions. Imports no JAX.
 
 A `context` graph computes chunks of up to S sequences, L tokens each; a `generate` graph computes one token each of up to B sequences.
-Both read block tables P blocks wide. Ladders hold few graphs: each costs compile time, and each gap costs padding.
+Both read block tables P blocks wide. Ladders hold few graphs: each costs compile time, and each gap costs padding. What to pad up
+and what to split off follows from what one run of each graph costs, measured on the device where it could be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from xlaserve.errors import ConfigError
 
 LAUNCH_TOKENS = 48
-"""What running a context graph costs before its first token, in tokens: reading the weights once."""
+"""What running a graph costs before its first token, in tokens, where nothing has been measured: reading the weights once."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -93,11 +94,30 @@ class Ladder:
         context: context-encoding buckets.
         generate: token-generation buckets.
         block_size: tokens per KV block; every context length is a multiple of it.
+        costs: nanoseconds of one run of each bucket. Without them, where there is no device to measure on, a run costs as many
+            units as it has token places, and `LAUNCH_TOKENS`.
     """
 
     context: tuple[ContextBucket, ...]
     generate: tuple[GenerateBucket, ...]
     block_size: int
+    costs: Mapping[Bucket, int] = field(default_factory=dict[Bucket, int], hash=False)
+    # The context buckets with their costs. The generate buckets, cheapest first. For each number of blocks that a sequence ends with: a
+    # list by number of blocks of what computing the last of them alone costs, in the cheapest chunks.
+    _context: tuple[tuple[ContextBucket, int], ...] = field(init=False, repr=False, compare=False)
+    _generate: tuple[GenerateBucket, ...] = field(init=False, repr=False, compare=False)
+    _alone: tuple[Sequence[int], ...] = field(init=False, repr=False, compare=False)
+    _most_rows: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_context", tuple((bucket, self.cost(bucket)) for bucket in self.context))
+        object.__setattr__(self, "_generate", tuple(sorted(self.generate, key=lambda b: (self.cost(b), b))))
+        object.__setattr__(self, "_alone", self._plan_alone())
+        object.__setattr__(self, "_most_rows", max((bucket.rows for bucket in self.context), default=0))
+
+    def cost(self, bucket: Bucket) -> int:
+        """Predicted cost of one run: nanoseconds if they have been measured, else what the default model says."""
+        return self.costs[bucket] if self.costs else bucket.tokens + LAUNCH_TOKENS
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:
@@ -110,48 +130,70 @@ class Ladder:
         return (*self.buckets, *UPKEEP)
 
     def pick_generate(self, rows: int, width: int) -> GenerateBucket:
-        """The smallest generate bucket for `rows` sequences whose longest table has `width` blocks."""
-        return min((b for b in self.generate if b.rows >= rows and b.width >= width), key=lambda b: (b.rows, b.width))
+        """The cheapest generate bucket for `rows` sequences whose longest table has `width` blocks; the smallest of equals."""
+        return next(b for b in self._generate if b.rows >= rows and b.width >= width)
 
     def pick_context(self, remaining: Sequence[int], starts: Sequence[int], budget: int) -> ContextChoice | None:
         """How to spend one context step on sequences in queue order.
 
-        Every bucket that the budget allows is rated by useful tokens over cost (its token places and the launch); the best is taken,
-        the larger of equals. The first sequence is always in it, so nothing starves.
+        Every bucket that the budget allows is rated by what it saves over what it costs. A chunk saves what computing the sequence
+        alone would cost before it, less what that would cost after it. So the next chunk of a sequence's cheapest split rates 1, a
+        larger bucket rates less unless padding up is cheaper, and several sequences in one graph rate more where sharing pays. The best
+        is taken, of equals the one that computes most tokens. The first sequence is always in it, so nothing starves.
 
         Args:
-            remaining: tokens that each sequence still has to compute, at least 1 each.
+            remaining: tokens that each sequence still has to compute, at least 1 each; the widest tables must hold them.
             starts: tokens that each has computed, a multiple of the block size each.
             budget: most tokens to compute in this step.
 
         Returns:
             The choice, or None where the budget does not cover a single block of the first sequence.
         """
-        best: tuple[float, int, ContextChoice] | None = None
-        for bucket in self.context:
-            lengths = self._fill(bucket, remaining, starts, budget)
-            if not lengths:
-                continue
-            useful = sum(lengths)
-            # What a chunk leaves over needs another launch, and half a block of padding on average.
-            unfinished = any(length < tokens for length, tokens in zip(lengths, remaining, strict=False))
-            rating = useful / (bucket.tokens + LAUNCH_TOKENS + unfinished * (LAUNCH_TOKENS + self.block_size) / 2)
-            if best is None or (rating, useful) > best[:2]:
-                best = rating, useful, ContextChoice(bucket, tuple(lengths))
-        return best[2] if best else None
+        size = self.block_size
+        # For each sequence: its tokens, where they start, and by number of blocks what computing the last of it alone costs.
+        queue = [
+            (tokens, start, self._alone[-(-(start + tokens) // size)])
+            for tokens, start in zip(remaining[: self._most_rows], starts[: self._most_rows], strict=True)
+        ]
+        best: tuple[ContextBucket, list[int]] | None = None
+        best_rate, best_tokens = -1.0, 0
+        for bucket, cost in self._context:
+            longest, end, left, saved = bucket.length, bucket.width * size, budget, 0
+            lengths: list[int] = []
+            for tokens, start, alone in queue[: bucket.rows]:
+                length = tokens if tokens <= longest else longest
+                if length > left:
+                    length = left
+                if length < tokens:
+                    # A chunk that is not a sequence's last ends with a block, so that the next one starts with one.
+                    length -= length % size
+                if length <= 0 or start + length > end:
+                    break
+                saved += alone[-(-tokens // size)] - alone[-(-(tokens - length) // size)]
+                lengths.append(length)
+                left -= length
+            rate, computed = saved / cost, budget - left
+            if computed and (rate > best_rate or (rate == best_rate and computed > best_tokens)):
+                best, best_rate, best_tokens = (bucket, lengths), rate, computed
+        return ContextChoice(best[0], tuple(best[1])) if best else None
 
-    def _fill(self, bucket: ContextBucket, remaining: Sequence[int], starts: Sequence[int], budget: int) -> list[int]:
-        lengths: list[int] = []
-        for tokens, start in zip(remaining[: bucket.rows], starts[: bucket.rows], strict=True):
-            length = min(tokens, bucket.length, budget)
-            if length < tokens:
-                # A chunk that is not a sequence's last ends with a block, so that the next one starts with one.
-                length -= length % self.block_size
-            if length <= 0 or -(-(start + length) // self.block_size) > bucket.width:
-                break
-            lengths.append(length)
-            budget -= length
-        return lengths
+    def _plan_alone(self) -> tuple[Sequence[int], ...]:
+        """`_alone`: a sequence that ends in a number of blocks is computed in graphs whose tables hold as many."""
+        plans: dict[tuple[tuple[int, int], ...], Sequence[int]] = {}
+        by_width: dict[int, Sequence[int]] = {}
+        for width in sorted({bucket.width for bucket in self.context}, reverse=True):
+            chunks: dict[int, int] = {}
+            for bucket, cost in self._context:
+                if bucket.width >= width:
+                    blocks = bucket.length // self.block_size
+                    chunks[blocks] = min(cost, chunks.get(blocks, cost))
+            key = tuple(sorted(chunks.items()))
+            # Narrower tables that cost the same share the list of the widest.
+            by_width[width] = plans[key] if key in plans else plans.setdefault(key, _cheapest_splits(key, width))
+        lists: list[Sequence[int]] = []
+        for width, costs in sorted(by_width.items()):
+            lists += [costs] * (width + 1 - len(lists))
+        return tuple(lists)
 
 
 def make_ladder(*, max_model_len: int, max_num_seqs: int, max_num_batched_tokens: int, block_size: int, static_width: bool) -> Ladder:
@@ -186,6 +228,14 @@ def make_ladder(*, max_model_len: int, max_num_seqs: int, max_num_batched_tokens
             context += [ContextBucket(rows, blocks * block_size, width) for width in widths if width >= blocks]
     generate = [GenerateBucket(rows, width) for rows in _doublings(1, max_num_seqs) for width in widths]
     return Ladder(tuple(sorted(context)), tuple(sorted(generate)), block_size)
+
+
+def _cheapest_splits(chunks: Sequence[tuple[int, int]], most: int) -> Sequence[int]:
+    """For 0 to `most` blocks, the least that chunks cost that cover them; `chunks` are (blocks, cost)."""
+    costs = [0]
+    for blocks in range(1, most + 1):
+        costs.append(min(cost + costs[max(0, blocks - covered)] for covered, cost in chunks))
+    return costs
 
 
 def _doublings(low: int, high: int) -> tuple[int, ...]:

@@ -1,8 +1,9 @@
 """Where compiled graphs are kept: one directory for each combination of everything that they depend on.
 
 A directory holds `manifest.json` (that combination, readable) and one file for each graph: a line of JSON that names the graph, the
-directory and the sha256 of what follows, then the executable. Files appear whole or not at all, so processes may share a store; one
-that is damaged or out of place is reported and compiled again, never executed.
+directory and the sha256 of what follows, then the executable. Beside them, for each set of graphs that an engine runs, a file of JSON
+with their measured costs. Files appear whole or not at all, so processes may share a store; one that is damaged or out of place is
+reported and made again, never used.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,47 @@ class GraphStore:
             _write(manifest, self._manifest.encode())
         header = {"graph": graph, "key": self.directory.name, "sha256": hashlib.sha256(content).hexdigest(), **facts}
         _write(self._path(graph), json.dumps(header).encode() + b"\n" + content)
+
+    def load_costs(self, graphs: Collection[str]) -> dict[str, int] | None:
+        """What running each of `graphs` costs, in nanoseconds, or None where it has not been measured with exactly these executables.
+
+        Raises:
+            ArtifactError: it has been kept, but it is not what was kept; or a graph's file cannot be read.
+        """
+        path = self._costs_path(graphs)
+        try:
+            content = json.loads(path.read_bytes())
+            costs: dict[str, int] = content["nanoseconds"]
+            valid = costs.keys() == set(graphs) and all(type(cost) is int and cost > 0 for cost in costs.values())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{path}: is no table of costs") from error
+        if not valid:
+            raise ArtifactError(f"{path}: does not hold a positive cost of every graph")
+        return costs
+
+    def save_costs(self, costs: Mapping[str, int]) -> None:
+        """Keep what running each graph costs, in nanoseconds, for as long as the stored executables of these graphs stay what they are.
+
+        Raises:
+            ArtifactError: a graph is not in the store.
+            OSError: the store cannot be written.
+        """
+        _write(self._costs_path(costs), json.dumps({"nanoseconds": dict(costs)}, indent=1).encode())
+
+    def _costs_path(self, graphs: Collection[str]) -> Path:
+        """Named by the first lines of the graphs' files, which tell one compilation from another."""
+        digest = hashlib.sha256()
+        for graph in sorted(graphs):
+            try:
+                with self._path(graph).open("rb") as file:
+                    digest.update(file.readline())
+            except OSError as error:
+                raise ArtifactError(f"{self._path(graph)}: cannot be read ({error.strerror})") from error
+        return self.directory / f"costs-{digest.hexdigest()[:16]}.json"
 
     def _path(self, graph: str) -> Path:
         return self.directory / f"{graph}.xla"

@@ -1,4 +1,4 @@
-"""Compile every graph that `serve` with the same flags would need, and keep them in the compile cache. Loads no weights."""
+"""Compile every graph that `serve` with the same flags would need, measure them, and keep all in the compile cache. Loads no weights."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the plan, each graph as it is ready, and where the graphs are kept."""
-    from xlaserve.engine.build import compile_graphs, make_plan
+    """Prints the plan, each graph as it is ready, where the graphs are kept, and what running them costs."""
+    from xlaserve.engine.build import compile_graphs, make_plan, measure_costs
     from xlaserve.engine.config import EngineConfig
 
     config = EngineConfig(model=args.model, **engine_options(args))
     plan = make_plan(config)
-    print(plan.describe(), flush=True)
-    graphs = compile_graphs(plan, config, lambda line: print(line, flush=True))
+    _say(plan.describe())
+    graphs = compile_graphs(plan, config, _say)
+    measure_costs(plan, config, graphs, _say)
     compiled = sum(graph.source == "compiled" for graph in graphs.values())
-    print(f"{len(graphs)} graphs are ready, {compiled} of them compiled now", flush=True)
+    _say(f"{len(graphs)} graphs are ready, {compiled} of them compiled now")
     return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

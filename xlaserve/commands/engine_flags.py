@@ -51,7 +51,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a folder, a .gguf file or a hub id; without it the demo model")
     group = parser.add_argument_group("engine", "What is left out is chosen to fit the model, the platform and its memory.")
     group.add_argument("--served-model-name", metavar="NAME", help="the model id that clients use (default: the model's own name)")
-    group.add_argument("--device", choices=("cpu", "cuda", "neuron"), help="the platform to run on (default: the best one found)")
+    device = "the platform to run on: cpu, cuda, neuron or an installed package's (default: the best one found)"
+    group.add_argument("--device", metavar="NAME", help=device)
     group.add_argument("--dtype", default="auto", metavar="DTYPE", help="of weights and activations, such as bfloat16 (default: auto)")
     group.add_argument("--max-model-len", type=size, metavar="N", help="longest prompt and output together, in tokens; 8k, 8K")
     group.add_argument("--max-num-seqs", type=whole, metavar="N", help="most sequences that are generated at the same time")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from xlaserve.buckets.graphs import GraphSpec
 from xlaserve.buckets.ladder import Bucket, Ladder, UpkeepBucket, make_ladder
 from xlaserve.buckets.layout import MAX_EOS_IDS
 from xlaserve.buckets.store import GraphStore
+from xlaserve.engine.calibration import calibrate
 from xlaserve.engine.config import EngineConfig, Limits, settle, settle_dtype
 from xlaserve.engine.core import EngineCore
 from xlaserve.engine.messages import EngineInfo
@@ -25,7 +26,7 @@ from xlaserve.models.config import ModelConfig
 from xlaserve.models.decoder import parameter_shapes
 from xlaserve.models.layers import fused_rows
 from xlaserve.models.registry import model_config
-from xlaserve.models.weights import load_weights
+from xlaserve.models.weights import load_weights, placeholder_weights
 from xlaserve.paged.block_pool import BlockPool
 from xlaserve.platforms.platform import Platform
 from xlaserve.platforms.registry import select_platform
@@ -136,6 +137,12 @@ def make_plan(config: EngineConfig) -> Plan:
     return Plan(name, checkpoint, model, platform, limits, ladder, spec, weight_bytes)
 
 
+def graph_store(plan: Plan, config: EngineConfig) -> GraphStore:
+    """Where the graphs of a plan and their costs are kept."""
+    root = Path(config.compile_cache).expanduser() if config.compile_cache else None
+    return GraphStore(root, plan.name, store_key(plan.spec, {"name": plan.platform.name, **plan.platform.fingerprint()}))
+
+
 def compile_graphs(
     plan: Plan, config: EngineConfig, progress: Progress, *, meanwhile: Callable[[], None] | None = None
 ) -> dict[Bucket | UpkeepBucket, Graph]:
@@ -147,8 +154,7 @@ def compile_graphs(
         progress: told about every graph.
         meanwhile: what to do in this thread while graphs compile in others.
     """
-    root = Path(config.compile_cache).expanduser() if config.compile_cache else None
-    store = GraphStore(root, plan.name, store_key(plan.spec, {"name": plan.platform.name, **plan.platform.fingerprint()}))
+    store = graph_store(plan, config)
     futures = Compiler(plan.spec, plan.platform.devices()[0], store, config.compile_threads).start(plan.ladder)
     if meanwhile is not None:
         try:
@@ -168,8 +174,27 @@ def compile_graphs(
     return graphs
 
 
+def measure_costs(plan: Plan, config: EngineConfig, graphs: dict[Bucket | UpkeepBucket, Graph], progress: Progress) -> None:
+    """Have the costs that `build` needs in the store, measured with weights of no meaning: a run takes as long with them.
+
+    Where the device lacks the memory, the progress says so, and `build` will measure.
+    """
+
+    def measure() -> dict[Bucket, int]:
+        device = plan.platform.devices()[0]
+        weights = placeholder_weights(plan.spec.parameters(), device)
+        runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, weights, device)
+        runner.warm_up()
+        return runner.measure()
+
+    try:
+        calibrate(plan.ladder, graph_store(plan, config), measure, progress)
+    except (MemoryError, RuntimeError) as error:
+        progress(f"costs of graphs cannot be measured now: {error}")
+
+
 def build(config: EngineConfig, progress: Progress) -> Engine:
-    """An engine that is ready: weights loaded, every graph compiled and run once.
+    """An engine that is ready: weights loaded, every graph compiled, costs known.
 
     Raises:
         CheckpointError, ConfigError: as `make_plan`; or the weights do not fit the config.
@@ -186,6 +211,7 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
     graphs = compile_graphs(plan, config, progress, meanwhile=load)
     runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, weights.pop(), device)
     runner.warm_up()
+    plan = replace(plan, ladder=calibrate(plan.ladder, graph_store(plan, config), runner.measure, progress))
     limits = plan.limits
     pool = BlockPool(limits.num_blocks, limits.block_size)
     scheduler = Scheduler(

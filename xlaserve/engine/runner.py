@@ -5,6 +5,7 @@ It holds compiled executables only: nothing here can trace or compile.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Sequences
 
@@ -15,13 +16,18 @@ from numpy.typing import NDArray
 
 from xlaserve.buckets.compiler import Executable
 from xlaserve.buckets.graphs import GraphSpec, StepOutput
-from xlaserve.buckets.ladder import COPIES, COPY, SEAT, Bucket, UpkeepBucket
+from xlaserve.buckets.ladder import COPIES, COPY, SEAT, Bucket, ContextBucket, UpkeepBucket
 from xlaserve.buckets.layout import Header
 from xlaserve.engine.batch import Batch, empty_batch
 from xlaserve.engine.seating import empty_seating, seating
 from xlaserve.engine.sequence import Sequence
 from xlaserve.paged.block_pool import NULL_BLOCK
 from xlaserve.platforms.platform import Device
+
+_FEWEST_TURNS, _MOST_TURNS = 2, 5
+_MEASURED_ENOUGH = 20.0
+"""To be measured, every graph runs once in each turn. The first is slow, as graphs get their memory; none after the second begins after
+that many seconds."""
 
 
 class Runner:
@@ -87,10 +93,34 @@ class Runner:
         """
         self._state = self._executables[SEAT](self._state, *empty_seating(self._spare_slot, self._vocab_size))
         self.copy([(NULL_BLOCK, NULL_BLOCK)])
-        buckets = [bucket for bucket in self._executables if not isinstance(bucket, UpkeepBucket)]
+        buckets = self._buckets
         for family in {type(bucket) for bucket in buckets}:
             bucket = min((b for b in buckets if type(b) is family), key=lambda b: (b.tokens, b.width))
             self.run(bucket, empty_batch(bucket, self._spare_slot)).tokens.block_until_ready()
+
+    def measure(self) -> dict[Bucket, int]:
+        """Nanoseconds that one run of each bucket takes: the least of a few, on rows of padding as long as the bucket.
+
+        The graphs take turns, and each as many as the others. So where the machine is busy for a while, it is for all of them.
+        """
+        batches = {bucket: empty_batch(bucket, self._spare_slot) for bucket in self._buckets}
+        for bucket, batch in batches.items():
+            batch[:, Header.LENGTH] = bucket.length if isinstance(bucket, ContextBucket) else 1
+        taken: dict[Bucket, int] = {}
+        enough = time.monotonic() + _MEASURED_ENOUGH
+        for turn in range(_MOST_TURNS):
+            if turn >= _FEWEST_TURNS and time.monotonic() > enough:
+                break
+            for bucket, batch in batches.items():
+                begin = time.perf_counter_ns()
+                self.run(bucket, batch).tokens.block_until_ready()
+                nanoseconds = max(1, time.perf_counter_ns() - begin)
+                taken[bucket] = min(nanoseconds, taken.get(bucket, nanoseconds))
+        return taken
+
+    @property
+    def _buckets(self) -> list[Bucket]:
+        return [bucket for bucket in self._executables if not isinstance(bucket, UpkeepBucket)]
 
 
 def read(array: jax.Array) -> NDArray[np.int32]:

@@ -63,6 +63,16 @@ def load_weights(
     return tuple(placed)
 
 
+def placeholder_weights(parameters: dict[str, jax.ShapeDtypeStruct], device: Device) -> tuple[jax.Array, ...]:
+    """Parameters of the right shapes on `device` that mean nothing, to run graphs where no checkpoint is to be read."""
+    placed: list[jax.Array] = []
+    for parameter in parameters.values():
+        host = _aligned(parameter.shape, np.dtype(parameter.dtype))
+        host.fill(0.01)
+        placed.append(jax.device_put(host, device))
+    return tuple(placed)
+
+
 def _sources(name: str) -> tuple[str, ...]:
     """The checkpoint's tensors that make up one parameter."""
     *path, module, leaf = name.split(".")
