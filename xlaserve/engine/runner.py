@@ -24,8 +24,8 @@ from xlaserve.engine.sequence import Sequence
 from xlaserve.paged.block_pool import NULL_BLOCK
 from xlaserve.platforms.platform import Device
 
-_FEWEST_TURNS, _MOST_TURNS = 2, 5
-_MEASURED_ENOUGH = 20.0
+_FEWEST_TURNS, _MOST_TURNS = 2, 4
+_MEASURED_ENOUGH = 10.0
 """To be measured, every graph runs once in each turn. The first is slow, as graphs get their memory; none after the second begins after
 that many seconds."""
 
