@@ -15,6 +15,8 @@ import pytest
 
 from tests.tooling.tiny_models import write_tiny
 
+_FINDINGS = pytest.StashKey[list[str]]()
+
 TINY_ENGINE: dict[str, Any] = {"max_model_len": 256, "max_num_seqs": 8, "max_num_batched_tokens": 64, "num_blocks": 129}
 """Sizes that make a tiny engine chunk prompts, batch and share: 128 blocks of 16 tokens."""
 
@@ -61,3 +63,17 @@ def tiny_llm(tiny_model: Callable[[str], Path]) -> Generator[Any]:
 
     with LLM(str(tiny_model("llama3")), **TINY_ENGINE) as llm:
         yield llm
+
+
+@pytest.fixture(scope="session")
+def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Takes a line that the run's summary is to show: what a test counted or measured."""
+    return request.config.stash.setdefault(_FINDINGS, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Shows what `report` was told."""
+    if findings := config.stash.get(_FINDINGS, []):
+        terminalreporter.section("findings")
+        for line in findings:
+            terminalreporter.write_line(line)

@@ -41,6 +41,7 @@ class Sizes:
     resets: float = 0.0
     prefix_caching: bool = True
     by_priority: bool = False
+    async_scheduling: bool = True
 
 
 @dataclass
@@ -82,7 +83,8 @@ class Simulation:
             prefix_caching=s.prefix_caching,
             by_priority=s.by_priority,
         )
-        self.core = EngineCore(self.scheduler, FakeRunner(s.num_blocks, s.block, s.max_num_seqs), self.pool, s.max_num_seqs)  # type: ignore[arg-type]
+        runner = FakeRunner(s.num_blocks, s.block, s.max_num_seqs)
+        self.core = EngineCore(self.scheduler, runner, self.pool, s.max_num_seqs, async_scheduling=s.async_scheduling)  # type: ignore[arg-type]
         schedule = self.scheduler.schedule
 
         def checked() -> Decision | None:
@@ -211,7 +213,7 @@ class Simulation:
             assert sequence.num_known <= sequence.max_tokens
             assert sequence.num_computed <= sequence.num_tokens
             assert len(sequence.digests) <= sequence.num_known // self.sizes.block
-            assert 0 <= sequence.in_flight <= 2
+            assert 0 <= sequence.in_flight <= 2 * self.sizes.async_scheduling
         self.preempted = self.scheduler.preemptions
         self.peak_running = max(self.peak_running, len(running))
         assert running == sorted(running, key=lambda s: s.rank)
@@ -286,6 +288,7 @@ LOADS: dict[str, Sizes] = {
     "several without a cache": Sizes(num_blocks=17, several=0.7, arrivals=0.1, prefix_caching=False),
     "priorities": Sizes(num_blocks=17, by_priority=True, alike=0.5, several=0.2, arrivals=0.2),
     "no cache": Sizes(num_blocks=20, alike=0.9, prefix_caching=False),
+    "not ahead": Sizes(num_blocks=17, alike=0.5, several=0.2, aborts=0.1, async_scheduling=False),
 }
 
 
@@ -331,6 +334,7 @@ def test_small_storms_of_random_sizes(seed: int) -> None:
         resets=rng.choice((0.0, 0.02)),
         prefix_caching=rng.random() < 0.8,
         by_priority=rng.random() < 0.3,
+        async_scheduling=rng.random() < 0.8,
     )
     simulation = Simulation(sizes, seed=seed)
     simulation.run(250)
@@ -346,6 +350,16 @@ def test_a_second_token_does_not_wait_for_the_first_to_be_read() -> None:
         seen.append(len(sequence.output_ids))
     assert seen == list(range(11))
     assert sequence.finish_reason == "length"
+    assert not simulation.core.has_work
+
+
+def test_without_asynchronous_scheduling_a_token_comes_out_of_its_own_iteration() -> None:
+    simulation = Simulation(Sizes(num_blocks=50, async_scheduling=False))
+    sequence = simulation.add([1, 2, 3], most=10, stop=frozenset())
+    for count in range(1, 11):
+        simulation.step()
+        assert len(sequence.output_ids) == count
+    assert simulation.core.stats().steps == 10, "nothing is computed in vain"
     assert not simulation.core.has_work
 
 
