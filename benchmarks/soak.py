@@ -317,8 +317,6 @@ def serving(model: str, log: Path, command: Sequence[str]) -> Generator[tuple[in
                 raise SystemExit(f"the server has not started:\n{log.read_text()}")
             tasks = Path(f"/proc/{process.pid}/task").iterdir()
             (engine,) = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-                int(child) for task in Path(f"/proc/{process.pid}/task").iterdir() for child in (task / "children").read_text().split()
-            ]
             yield port, {"server": process.pid, "engine": engine}
             process.send_signal(signal.SIGTERM)
             process.wait(30)

@@ -17,8 +17,12 @@ from typing import Any
 import pytest
 
 from tests.conftest import TINY_ENGINE
+from tests.engine.test_async_llm import idle, until
 from tests.tooling.crowd import Wish, disturbed
 from xlaserve import LLM, AsyncLLM, CompletionOutput, RequestOutput, SamplingParams
+from xlaserve.engine.config import EngineConfig
+from xlaserve.engine.engine_process import start_engine
+from xlaserve.engine.front_end import FrontEnd
 from xlaserve.engine.output_stream import add_increment
 
 Tiny = Callable[[str], Path]
@@ -216,44 +220,57 @@ def test_equality_matrix(
     tally.cells.add(request.node.name)
 
 
+@pytest.mark.parametrize("place", ["thread", "process"])
 @pytest.mark.parametrize("ahead", CELLS["async_scheduling"], ids=["async", "sync"])
-def test_beside_clients_that_leave(*, ahead: bool, tiny_model: Tiny, plain: Plain, tally: Tally, request: pytest.FixtureRequest) -> None:
-    """The same through `AsyncLLM`, whose stop strings and aborts reach the engine some iterations late."""
+def test_beside_clients_that_leave(
+    *, ahead: bool, place: str, tiny_model: Tiny, plain: Plain, tally: Tally, request: pytest.FixtureRequest
+) -> None:
+    """The same through `AsyncLLM` and through the server's engine process, which stop strings and aborts reach some iterations late."""
+    model = str(tiny_model("llama3"))
     options = {**TINY_ENGINE, "async_scheduling": ahead, "max_num_batched_tokens": 32, "num_blocks": SMALL}
     compared = tally.sequences
 
-    async def stay(llm: AsyncLLM, wish: Wish) -> RequestOutput:
-        total: RequestOutput | None = None
-        async for output in llm.generate(wish.prompt, wish.params):
-            if total is None:
-                total = replace(output, outputs=[CompletionOutput(index, "", []) for index in range(wish.params.n)])
-            total.finished, total.prompt_logprobs = output.finished, output.prompt_logprobs or total.prompt_logprobs
-            for moved in output.outputs:
-                add_increment(total.outputs[moved.index], moved)
-        assert total is not None
-        return total
-
-    async def leave(llm: AsyncLLM, wish: Wish, after: int) -> None:
-        stream = llm.submit(wish.prompt, wish.params)
-        while after and await anext(stream, None) is not None:
-            after -= 1
-        stream.abort()
-
     async def test() -> None:
-        llm = await asyncio.to_thread(AsyncLLM, str(tiny_model("llama3")), **options)
+        if place == "process":
+            engine = await start_engine(EngineConfig(model=model, **options), lambda line: None)
+        else:
+            engine = await asyncio.to_thread(AsyncLLM, model, **options)
         try:
             for _ in range(2):
-                leaving = [leave(llm, wish, 3 * number) for number, wish in enumerate(NOISE)]
-                outputs, _ = await asyncio.gather(asyncio.gather(*(stay(llm, wish) for wish in plain.wishes)), asyncio.gather(*leaving))
-                tally.compare(outputs, plain)
-            stats = llm.stats()
+                staying = asyncio.gather(*(stay(engine, wish) for wish in plain.wishes))
+                leaving = asyncio.gather(*(leave(engine, wish, 3 * number) for number, wish in enumerate(NOISE)))
+                tally.compare(await staying, plain)
+                await leaving
+            await until(lambda: idle(engine))
+            stats = engine.stats()
             assert stats.preemptions > 0
             assert stats.finished["abort"] > 0
             assert stats.compile_events == 0
             tally.preemptions += stats.preemptions
         finally:
-            await llm.close()
+            await engine.close()
 
     asyncio.run(asyncio.wait_for(test(), 120))
     assert tally.sequences - compared == 2 * SEQUENCES
     tally.cells.add(request.node.name)
+
+
+async def stay(engine: FrontEnd, wish: Wish) -> RequestOutput:
+    """Read a request to its end."""
+    total: RequestOutput | None = None
+    async for output in engine.generate(wish.prompt, wish.params):
+        if total is None:
+            total = replace(output, outputs=[CompletionOutput(index, "", []) for index in range(wish.params.n)])
+        total.finished, total.prompt_logprobs = output.finished, output.prompt_logprobs or total.prompt_logprobs
+        for moved in output.outputs:
+            add_increment(total.outputs[moved.index], moved)
+    assert total is not None
+    return total
+
+
+async def leave(engine: FrontEnd, wish: Wish, after: int) -> None:
+    """Give a request up after some increments."""
+    stream = engine.submit(wish.prompt, wish.params)
+    while after and await anext(stream, None) is not None:
+        after -= 1
+    stream.abort()
