@@ -18,7 +18,7 @@ from xlaserve.buckets import compiler as compiler_module
 from xlaserve.buckets.compile_events import COMPILE_EVENTS
 from xlaserve.buckets.compiler import Compiler, Graph, collect, store_key
 from xlaserve.buckets.graphs import GraphSpec, lower
-from xlaserve.buckets.ladder import SEAT, Bucket, ContextBucket, Ladder, SeatBucket, make_ladder
+from xlaserve.buckets.ladder import COPIES, COPY, SEAT, Bucket, ContextBucket, Ladder, UpkeepBucket, make_ladder
 from xlaserve.buckets.layout import row_width
 from xlaserve.buckets.store import GraphStore
 from xlaserve.engine.batch import empty_batch
@@ -38,14 +38,14 @@ class Setup:
 
     spec: GraphSpec
     store: GraphStore
-    graphs: dict[Bucket | SeatBucket, Graph]
+    graphs: dict[Bucket | UpkeepBucket, Graph]
 
 
 def device() -> jax.Device:
     return jax.devices("cpu")[0]
 
 
-def prepare(spec: GraphSpec, store: GraphStore | None, ladder: Ladder = LADDER) -> dict[Bucket | SeatBucket, Graph]:
+def prepare(spec: GraphSpec, store: GraphStore | None, ladder: Ladder = LADDER) -> dict[Bucket | UpkeepBucket, Graph]:
     done: list[int] = []
     graphs = collect(Compiler(spec, device(), store, threads=2).start(ladder), lambda _graph, count: done.append(count))
     assert done == list(range(1, len(ladder.graphs) + 1))
@@ -185,6 +185,20 @@ def test_a_slot_is_loaded_in_place(setup: Setup) -> None:
     analysis = setup.graphs[SEAT].run.memory_analysis()  # type: ignore[attr-defined]
     assert analysis.alias_size_in_bytes == size(setup.spec.state())
     assert analysis.temp_size_in_bytes < size([setup.spec.state().seen])
+
+
+def test_blocks_are_copied_in_place(setup: Setup) -> None:
+    analysis = setup.graphs[COPY].run.memory_analysis()  # type: ignore[attr-defined]
+    assert analysis.alias_size_in_bytes == size(setup.spec.kv())
+    rng = np.random.default_rng(0)
+    kv = [rng.normal(size=array.shape).astype(array.dtype) for array in setup.spec.kv()]
+    source, target = np.zeros((2, COPIES), np.int32)
+    source[:2], target[:2] = (3, 3), (1, 4)
+    copied = setup.graphs[COPY].run(tuple(jnp.asarray(array) for array in kv), source, target)
+    for before, after in zip(kv, copied, strict=True):
+        expected = before.copy()
+        expected[[1, 4]] = before[3]
+        np.testing.assert_array_equal(np.asarray(after), expected)
 
 
 def test_kv_and_state_are_updated_in_place_in_every_graph(setup: Setup) -> None:

@@ -22,13 +22,13 @@ from jax.experimental import serialize_executable
 
 from xlaserve import __version__
 from xlaserve.buckets.graphs import GraphSpec, StepOutput, lower, scores_prompts
-from xlaserve.buckets.ladder import Bucket, Ladder, SeatBucket
+from xlaserve.buckets.ladder import COPY, SEAT, Bucket, Ladder, UpkeepBucket
 from xlaserve.buckets.store import GraphStore
 from xlaserve.errors import ArtifactError
 from xlaserve.platforms.platform import Device
 
 Executable = Callable[..., Any]
-"""A compiled step, or the compiled `seat`; `xlaserve.buckets.graphs` says what they take and give."""
+"""A compiled step, or a compiled graph that tends what the device keeps; `xlaserve.buckets.graphs` says what they take and give."""
 _STACK_BYTES = 64 << 20  # lowering recurses deeper than a thread's default stack
 
 
@@ -44,7 +44,7 @@ class Graph:
         note: why it was compiled although the store had it, where that is so.
     """
 
-    bucket: Bucket | SeatBucket
+    bucket: Bucket | UpkeepBucket
     run: Executable
     source: Literal["loaded", "compiled"]
     seconds: float
@@ -77,7 +77,7 @@ class Compiler:
             threading.stack_size(previous)
             pool.shutdown(wait=False)
 
-    def _prepare(self, bucket: Bucket | SeatBucket) -> Graph:
+    def _prepare(self, bucket: Bucket | UpkeepBucket) -> Graph:
         began = time.monotonic()
         note = None
         if self._store is not None:
@@ -95,7 +95,7 @@ class Compiler:
                 note = f"cannot be kept: {error}"
         return Graph(bucket, compiled, "compiled", seconds, note)
 
-    def _load(self, bucket: Bucket | SeatBucket, content: bytes) -> Executable:
+    def _load(self, bucket: Bucket | UpkeepBucket, content: bytes) -> Executable:
         try:
             return serialize_executable.deserialize_and_load(
                 content, *_trees(self._spec, bucket), backend=self._device.platform, execution_devices=[self._device]
@@ -104,14 +104,14 @@ class Compiler:
             raise ArtifactError(f"{bucket.name}: stored executable does not load: {error}") from error
 
 
-def collect(futures: list[Future[Graph]], on_graph: Callable[[Graph, int], None]) -> dict[Bucket | SeatBucket, Graph]:
+def collect(futures: list[Future[Graph]], on_graph: Callable[[Graph, int], None]) -> dict[Bucket | UpkeepBucket, Graph]:
     """Wait for all graphs.
 
     Args:
         futures: from `Compiler.start`.
         on_graph: called with each graph as it gets ready, and how many are ready.
     """
-    graphs: dict[Bucket | SeatBucket, Graph] = {}
+    graphs: dict[Bucket | UpkeepBucket, Graph] = {}
     try:
         for future in as_completed(futures):
             graph = future.result()
@@ -150,11 +150,14 @@ def _source_digest() -> str:
     return hashlib.sha256(b"".join(found[module] for module in sorted(found))).hexdigest()[:16]
 
 
-def _trees(spec: GraphSpec, bucket: Bucket | SeatBucket) -> tuple[Any, Any]:
+def _trees(spec: GraphSpec, bucket: Bucket | UpkeepBucket) -> tuple[Any, Any]:
     """Structures of a graph's arguments and results, which executables need to be loaded."""
     params, kv, state = (0,) * len(spec.parameters()), (0,) * len(spec.kv()), spec.state()
-    if isinstance(bucket, SeatBucket):
+    if bucket == COPY:
+        return jax.tree.structure(((kv, 0, 0), {})), jax.tree.structure(kv)
+    if bucket == SEAT:
         return jax.tree.structure(((state, *(0 for _ in state)), {})), jax.tree.structure(state)
+    assert not isinstance(bucket, UpkeepBucket)
     output: Any = StepOutput(0, 0, 0 if scores_prompts(spec, bucket) else None)  # type: ignore[arg-type]
     return jax.tree.structure(((params, kv, state, 0), {})), jax.tree.structure((kv, state, output))
 

@@ -2,6 +2,7 @@
 
     step(params, kv, state, batch) -> (kv, state, output)
     seat(state, slot, ...) -> state
+    copy(kv, source, target) -> kv
 
 `kv` and `state` are donated: the compiled graph updates them in place. Sampled tokens stay on the device in the state, one place per
 sequence slot, where the next generate step reads them; the host reads `output` later.
@@ -18,11 +19,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
-from xlaserve.buckets.ladder import Bucket, ContextBucket, GenerateBucket, SeatBucket
+from xlaserve.buckets.ladder import COPIES, COPY, SEAT, Bucket, ContextBucket, GenerateBucket, UpkeepBucket
 from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, row_width, table_at
 from xlaserve.models.config import ModelConfig
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
-from xlaserve.paged.attention import PagedKV, StepShape
+from xlaserve.paged.attention import PagedKV, StepShape, copy_blocks
 from xlaserve.platforms.platform import AttentionKind, Device
 from xlaserve.sampling.logprobs import score, score_places
 from xlaserve.sampling.sampler import SamplingRows, sample
@@ -129,7 +130,7 @@ def scores_prompts(spec: GraphSpec, bucket: Bucket) -> bool:
     return spec.branches and isinstance(bucket, ContextBucket)
 
 
-def lower(spec: GraphSpec, bucket: Bucket | SeatBucket, device: Device) -> jax.stages.Lowered:
+def lower(spec: GraphSpec, bucket: Bucket | UpkeepBucket, device: Device) -> jax.stages.Lowered:
     """Trace and lower one graph for `device`."""
     place = SingleDeviceSharding(device)
 
@@ -137,12 +138,17 @@ def lower(spec: GraphSpec, bucket: Bucket | SeatBucket, device: Device) -> jax.s
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
 
     state = jax.tree.map(on_device, spec.state())
-    if isinstance(bucket, SeatBucket):
+    kv = tuple(on_device(array) for array in spec.kv())
+    if bucket == COPY:
+        blocks = jax.ShapeDtypeStruct((COPIES,), jnp.int32)
+        return jax.jit(copy_blocks, donate_argnums=0).lower(kv, blocks, blocks)
+    if bucket == SEAT:
         rows = [jax.ShapeDtypeStruct(table.shape[1:], table.dtype) for table in state]
         return jax.jit(seat, donate_argnums=0, keep_unused=True).lower(state, *rows)
+    assert not isinstance(bucket, UpkeepBucket)
     batch = jax.ShapeDtypeStruct((bucket.rows, row_width(bucket)), jnp.int32)
     jitted = jax.jit(make_step(spec, bucket), donate_argnums=(1, 2), keep_unused=True)
-    return jitted.lower(tuple(on_device(p) for p in spec.parameters().values()), tuple(on_device(a) for a in spec.kv()), state, batch)
+    return jitted.lower(tuple(on_device(p) for p in spec.parameters().values()), kv, state, batch)
 
 
 def _as_float(column: Array) -> Array:

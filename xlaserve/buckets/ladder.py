@@ -56,16 +56,25 @@ Bucket = ContextBucket | GenerateBucket
 
 
 @dataclass(frozen=True, slots=True)
-class SeatBucket:
-    """The one graph that loads a slot's state: penalties, biases and bad words of the sequence that takes the slot."""
+class UpkeepBucket:
+    """A graph that tends what the device keeps between steps. It has one shape, and there is one of each.
 
-    @property
-    def name(self) -> str:
-        """The graph's name in progress lines, manifests and files."""
-        return "seat"
+    Args:
+        name: in progress lines, manifests and files.
+    """
+
+    name: str
 
 
-SEAT = SeatBucket()
+SEAT = UpkeepBucket("seat")
+"""Loads a slot's state: penalties, biases and bad words of the sequence that takes the slot."""
+
+COPY = UpkeepBucket("copy")
+"""Copies KV blocks, `COPIES` at once."""
+
+COPIES = 16
+
+UPKEEP = (SEAT, COPY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +105,9 @@ class Ladder:
         return (*self.generate, *self.context)
 
     @property
-    def graphs(self) -> tuple[Bucket | SeatBucket, ...]:
-        """Every graph that an engine needs: the buckets', and the one that loads slots."""
-        return (*self.buckets, SEAT)
+    def graphs(self) -> tuple[Bucket | UpkeepBucket, ...]:
+        """Every graph that an engine needs: the buckets', and those that tend what the device keeps."""
+        return (*self.buckets, *UPKEEP)
 
     def pick_generate(self, rows: int, width: int) -> GenerateBucket:
         """The smallest generate bucket for `rows` sequences whose longest table has `width` blocks."""

@@ -11,7 +11,7 @@ from jax import Array
 
 from xlaserve.buckets.compiler import Compiler, Graph, collect, store_key
 from xlaserve.buckets.graphs import GraphSpec
-from xlaserve.buckets.ladder import Bucket, Ladder, SeatBucket, make_ladder
+from xlaserve.buckets.ladder import Bucket, Ladder, UpkeepBucket, make_ladder
 from xlaserve.buckets.layout import MAX_EOS_IDS
 from xlaserve.buckets.store import GraphStore
 from xlaserve.engine.config import EngineConfig, Limits, settle, settle_dtype
@@ -97,7 +97,7 @@ class Engine:
 
     plan: Plan
     core: EngineCore
-    graphs: dict[Bucket | SeatBucket, Graph]
+    graphs: dict[Bucket | UpkeepBucket, Graph]
 
 
 def make_plan(config: EngineConfig) -> Plan:
@@ -135,7 +135,7 @@ def make_plan(config: EngineConfig) -> Plan:
 
 def compile_graphs(
     plan: Plan, config: EngineConfig, progress: Progress, *, meanwhile: Callable[[], None] | None = None
-) -> dict[Bucket | SeatBucket, Graph]:
+) -> dict[Bucket | UpkeepBucket, Graph]:
     """Load or compile every graph.
 
     Args:

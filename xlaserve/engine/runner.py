@@ -6,6 +6,7 @@ It holds compiled executables only: nothing here can trace or compile.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence as Sequences
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 
 from xlaserve.buckets.compiler import Executable
 from xlaserve.buckets.graphs import GraphSpec, StepOutput
-from xlaserve.buckets.ladder import SEAT, Bucket, SeatBucket
+from xlaserve.buckets.ladder import COPIES, COPY, SEAT, Bucket, UpkeepBucket
 from xlaserve.buckets.layout import Header
 from xlaserve.engine.batch import Batch, empty_batch
 from xlaserve.engine.seating import empty_seating, seating
 from xlaserve.engine.sequence import Sequence
+from xlaserve.paged.block_pool import NULL_BLOCK
 from xlaserve.platforms.platform import Device
 
 
@@ -27,13 +29,13 @@ class Runner:
 
     Args:
         spec: what the graphs have in common.
-        executables: one for every bucket, and the one that loads slots.
+        executables: one for every bucket, and those that tend what the device keeps.
         params: the weights, in the order of `spec.parameters()`.
         device: where everything is.
     """
 
     def __init__(
-        self, spec: GraphSpec, executables: Mapping[Bucket | SeatBucket, Executable], params: tuple[jax.Array, ...], device: Device
+        self, spec: GraphSpec, executables: Mapping[Bucket | UpkeepBucket, Executable], params: tuple[jax.Array, ...], device: Device
     ) -> None:
         self._executables = dict(executables)
         self._params = params
@@ -66,13 +68,26 @@ class Runner:
         """Load the state of a sequence's slot. The host must know all its tokens: none may be in flight."""
         self._state = self._executables[SEAT](self._state, *seating(sequence, self._vocab_size))
 
+    def copy(self, pairs: Sequences[tuple[int, int]]) -> None:
+        """Copy KV blocks, in all layers.
+
+        Args:
+            pairs: source and target of each; no target is a source.
+        """
+        for at in range(0, len(pairs), COPIES):
+            blocks = np.zeros((2, COPIES), np.int32)
+            part = pairs[at : at + COPIES]
+            blocks[:, : len(part)] = np.array(part, np.int32).T
+            self._kv = self._executables[COPY](self._kv, blocks[0], blocks[1])
+
     def warm_up(self) -> None:
         """Run the smallest graph of each family once on padding: what cannot run on this machine is found now, not while it serves.
 
         Only these: they hold the same code as the larger ones, and running all would take longer than loading them.
         """
         self._state = self._executables[SEAT](self._state, *empty_seating(self._spare_slot, self._vocab_size))
-        buckets = [bucket for bucket in self._executables if not isinstance(bucket, SeatBucket)]
+        self.copy([(NULL_BLOCK, NULL_BLOCK)])
+        buckets = [bucket for bucket in self._executables if not isinstance(bucket, UpkeepBucket)]
         for family in {type(bucket) for bucket in buckets}:
             bucket = min((b for b in buckets if type(b) is family), key=lambda b: (b.tokens, b.width))
             self.run(bucket, empty_batch(bucket, self._spare_slot)).tokens.block_until_ready()

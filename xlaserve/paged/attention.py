@@ -65,6 +65,16 @@ class PagedKV:
         return out.reshape(rows, length, heads, head_dim).astype(q.dtype)
 
 
+def copy_blocks(kv: tuple[Array, ...], source: Array, target: Array) -> tuple[Array, ...]:
+    """Copy whole blocks, in all layers.
+
+    Args:
+        kv: each `[num_blocks, kv_heads, block_size, head_dim]`.
+        source, target: int32 `[N]`; no block is both read and written, except that the null block pads both.
+    """
+    return tuple(array.at[target].set(array.at[source].get(mode="promise_in_bounds"), mode="promise_in_bounds") for array in kv)
+
+
 def _write(cache: Array, new: Array, step: StepShape) -> Array:
     """Put `new` `[S, L, kv_heads, head_dim]` in its blocks.
 
