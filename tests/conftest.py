@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,16 @@ def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["XLASERVE_COMPILE_CACHE"]
     else:
         os.environ["XLASERVE_COMPILE_CACHE"] = before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled() -> Iterator[None]:
+    """Lets executables go that nobody uses any more. JAX 0.12 keeps all that a process has compiled, some 300 memory maps each, and
+    LLVM crashes where the process reaches the kernel's limit (vm.max_map_count, 65530 by default): after some 200 graphs.
+    """
+    yield
+    if (jax := sys.modules.get("jax")) is not None:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
