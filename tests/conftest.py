@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 
 from tests.tooling.tiny_models import write_tiny
+
+_FINDINGS = pytest.StashKey[list[str]]()
 
 TINY_ENGINE: dict[str, Any] = {"max_model_len": 256, "max_num_seqs": 8, "max_num_batched_tokens": 64, "num_blocks": 129}
 """Sizes that make a tiny engine chunk prompts, batch and share: 128 blocks of 16 tokens."""
@@ -30,6 +33,16 @@ def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["XLASERVE_COMPILE_CACHE"]
     else:
         os.environ["XLASERVE_COMPILE_CACHE"] = before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled() -> Iterator[None]:
+    """Lets executables go that nobody uses any more. JAX 0.12 keeps all that a process has compiled, some 300 memory maps each, and
+    LLVM crashes where the process reaches the kernel's limit (vm.max_map_count, 65530 by default): after some 200 graphs.
+    """
+    yield
+    if (jax := sys.modules.get("jax")) is not None:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +74,17 @@ def tiny_llm(tiny_model: Callable[[str], Path]) -> Generator[Any]:
 
     with LLM(str(tiny_model("llama3")), **TINY_ENGINE) as llm:
         yield llm
+
+
+@pytest.fixture(scope="session")
+def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Takes a line that the run's summary is to show: what a test counted or measured."""
+    return request.config.stash.setdefault(_FINDINGS, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Shows what `report` was told."""
+    if findings := config.stash.get(_FINDINGS, []):
+        terminalreporter.section("findings")
+        for line in findings:
+            terminalreporter.write_line(line)

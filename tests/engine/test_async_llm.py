@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import TINY_ENGINE
 from xlaserve import LLM, AsyncLLM, RequestOutput, SamplingParams
 from xlaserve.engine.core import EngineCore, TokenEvent
+from xlaserve.engine.front_end import FrontEnd
 from xlaserve.engine.output_stream import OutputStream
 from xlaserve.errors import EngineDeadError, InvalidRequestError, OverloadedError
 
@@ -47,7 +48,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def idle(llm: AsyncLLM) -> bool:
+def idle(llm: FrontEnd) -> bool:
     stats = llm.stats()
     return (stats.num_running, stats.num_waiting, stats.num_free_blocks) == (0, 0, stats.num_blocks)
 

@@ -138,6 +138,7 @@ def test_values_of_the_wrong_kind_are_named(field: str, value: object) -> None:
         ({"max_queued_requests": None}, "max_queued_requests must be .*None"),
         ({"scheduling_policy": "sjf"}, "scheduling_policy must be fcfs or priority, got 'sjf'"),
         ({"enable_prefix_caching": "no"}, "enable_prefix_caching must be true or false, got .no."),
+        ({"async_scheduling": 1}, "async_scheduling must be true or false, got 1"),
     ],
 )
 def test_values_out_of_range_are_named(options: dict[str, Any], message: str) -> None:

@@ -1,71 +1,17 @@
-"""Reusing KV changes no token: the same requests with and without the prefix cache, cold and warm, chunked, preempted, several at once."""
+"""What the prefix cache reuses, and what it must not. That reuse changes no token is in `test_equality_matrix.py`."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import TINY_ENGINE
-from xlaserve import LLM, AsyncLLM, RequestOutput, SamplingParams
+from xlaserve import LLM, AsyncLLM, SamplingParams
 
 Tiny = Callable[[str], Path]
 
-SAMPLERS = {
-    "greedy": SamplingParams(temperature=0, max_tokens=40, ignore_eos=True),
-    "seeded": SamplingParams(temperature=0.9, top_p=0.9, seed=7, max_tokens=40, ignore_eos=True),
-    "three": SamplingParams(n=3, temperature=0.9, seed=3, max_tokens=40, ignore_eos=True),
-}
 GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
-
-
-def alike(count: int = 10) -> list[list[int]]:
-    """Prompts of which most begin alike, some beyond a chunk."""
-    rng = random.Random(0)
-    begin = [rng.randrange(4, 500) for _ in range(100)]
-    return [begin[: rng.choice((0, 40, 100))] + [rng.randrange(4, 500) for _ in range(rng.randint(1, 50))] for _ in range(count)]
-
-
-def ids(outputs: list[RequestOutput]) -> list[list[list[int]]]:
-    return [[completion.token_ids for completion in output.outputs] for output in outputs]
-
-
-@pytest.fixture(scope="module")
-def plain(tiny_model: Tiny) -> dict[str, list[list[list[int]]]]:
-    """What the requests give one by one, in whole prompts, without reuse."""
-    with LLM(str(tiny_model("llama3")), **{**TINY_ENGINE, "max_num_batched_tokens": 256}, enable_prefix_caching=False) as llm:
-        results = {name: [ids(llm.generate([prompt], params))[0] for prompt in alike()] for name, params in SAMPLERS.items()}
-        assert llm.stats().prefix_cache_queries == 0
-    assert all(len({str(tokens) for tokens in result}) > 5 for result in results.values())
-    return results
-
-
-@pytest.mark.parametrize("num_blocks", [129, 21], ids=["roomy", "tiny pool"])
-@pytest.mark.parametrize("budget", [32, 256])
-@pytest.mark.parametrize("caching", [False, True], ids=["off", "on"])
-def test_equality_matrix(*, caching: bool, budget: int, num_blocks: int, tiny_model: Tiny, plain: dict[str, list[list[list[int]]]]) -> None:
-    options = {**TINY_ENGINE, "max_num_batched_tokens": budget, "num_blocks": num_blocks, "enable_prefix_caching": caching}
-    with LLM(str(tiny_model("llama3")), **options) as llm:
-        for name, params in SAMPLERS.items():
-            llm.reset_prefix_cache()
-            before = llm.stats()
-            cold = llm.generate(alike(), params)
-            middle = llm.stats()
-            warm = llm.generate(alike(), params)
-            after = llm.stats()
-            assert ids(cold) == plain[name], name
-            assert ids(warm) == plain[name], name
-            assert (middle.preemptions > before.preemptions) == (num_blocks == 21)
-            if caching and num_blocks == 129:
-                assert after.prefix_cache_hits - middle.prefix_cache_hits > middle.prefix_cache_hits - before.prefix_cache_hits
-                assert sum(output.num_cached_tokens for output in warm) > 500
-            elif not caching:
-                assert all(output.num_cached_tokens == 0 for output in warm)
-            assert (after.num_running, after.num_waiting, after.num_free_blocks) == (0, 0, after.num_blocks)
-            assert after.compile_events == 0
 
 
 def test_a_prompt_for_several_is_computed_about_once(tiny_llm: LLM) -> None:

@@ -44,6 +44,7 @@ class Sizes:
     resets: float = 0.0
     prefix_caching: bool = True
     by_priority: bool = False
+    async_scheduling: bool = True
 
 
 @dataclass
@@ -87,7 +88,7 @@ class Simulation:
             by_priority=s.by_priority,
         )
         self.runner = FakeRunner(s.num_blocks, s.block, s.max_num_seqs)
-        self.core = EngineCore(self.scheduler, self.runner, self.pool, s.max_num_seqs)  # type: ignore[arg-type]
+        self.core = EngineCore(self.scheduler, self.runner, self.pool, s.max_num_seqs, async_scheduling=s.async_scheduling)  # type: ignore[arg-type]
         schedule = self.scheduler.schedule
 
         def checked() -> Decision | None:
@@ -254,7 +255,7 @@ class Simulation:
             assert sequence.num_known <= sequence.max_tokens
             assert sequence.num_computed <= sequence.num_tokens
             assert len(sequence.digests) <= sequence.num_known // self.sizes.block
-            assert 0 <= sequence.in_flight <= 2
+            assert 0 <= sequence.in_flight <= 2 * self.sizes.async_scheduling
         self.preempted = self.scheduler.preemptions
         self.peak_running = max(self.peak_running, len(running))
         assert running == sorted(running, key=lambda s: s.rank)
@@ -339,6 +340,7 @@ LOADS: dict[str, Sizes] = {
     "searches by priority": Sizes(num_blocks=40, beams=0.5, several=0.3, by_priority=True, arrivals=0.1, longest_output=40),
     "searches in few slots": Sizes(num_blocks=40, max_num_seqs=4, batched=19, beams=0.5, arrivals=0.1, longest_output=40),
     "no cache": Sizes(num_blocks=20, alike=0.9, prefix_caching=False),
+    "not ahead": Sizes(num_blocks=17, alike=0.5, several=0.2, aborts=0.1, async_scheduling=False),
 }
 
 
@@ -396,6 +398,7 @@ def test_small_storms_of_random_sizes(seed: int) -> None:
         resets=rng.choice((0.0, 0.02)),
         prefix_caching=rng.random() < 0.8,
         by_priority=rng.random() < 0.3,
+        async_scheduling=rng.random() < 0.8,
     )
     simulation = Simulation(sizes, seed=seed)
     simulation.run(250)
@@ -411,6 +414,16 @@ def test_a_second_token_does_not_wait_for_the_first_to_be_read() -> None:
         seen.append(len(sequence.output_ids))
     assert seen == list(range(11))
     assert sequence.finish_reason == "length"
+    assert not simulation.core.has_work
+
+
+def test_without_asynchronous_scheduling_a_token_comes_out_of_its_own_iteration() -> None:
+    simulation = Simulation(Sizes(num_blocks=50, async_scheduling=False))
+    sequence = simulation.add([1, 2, 3], most=10, stop=frozenset())
+    for count in range(1, 11):
+        simulation.step()
+        assert len(sequence.output_ids) == count
+    assert simulation.core.stats().steps == 10, "nothing is computed in vain"
     assert not simulation.core.has_work
 
 

@@ -27,6 +27,7 @@ ENGINE_FIELDS = (
     "scheduling_policy",
     "stall_timeout",
     "enable_prefix_caching",
+    "async_scheduling",
 )
 
 
@@ -70,6 +71,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--stall-timeout", type=whole, default=300, metavar="S", help=stall)
     prefix = "reuse what has been computed for prompts that begin alike (default: on)"
     group.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True, help=prefix)
+    ahead = "prepare the next step while the device computes one (default: on); off is slower, and for finding faults"
+    group.add_argument("--async-scheduling", action=argparse.BooleanOptionalAction, default=True, help=ahead)
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:

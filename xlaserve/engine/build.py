@@ -223,7 +223,8 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
         by_priority=config.scheduling_policy == "priority",
         prefix_caching=config.enable_prefix_caching,
     )
-    return Engine(plan, EngineCore(scheduler, runner, pool, limits.max_num_seqs), graphs)
+    core = EngineCore(scheduler, runner, pool, limits.max_num_seqs, async_scheduling=config.async_scheduling)
+    return Engine(plan, core, graphs)
 
 
 def _eos_ids(checkpoint: Checkpoint, model: ModelConfig) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from xlaserve.platforms.platform import Platform
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SCHEDULING_POLICIES = ("fcfs", "priority")
 _OPTIONAL = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_blocks", "compile_threads", "max_queued_tokens")
+_SWITCHES = ("enable_prefix_caching", "async_scheduling")
 _LOWEST = {**dict.fromkeys(_OPTIONAL, 1), "max_queued_requests": 1, "stall_timeout": 1, "max_model_len": 2, "num_blocks": 2, "seed": 0}
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -41,6 +42,7 @@ class EngineConfig:
         max_queued_requests: waiting sequences beyond which requests are turned away.
         max_queued_tokens: tokens of waiting prompts beyond which requests are turned away; None sets no bound.
         stall_timeout: seconds with work and without progress after which the engine counts as unhealthy.
+        async_scheduling: decide the next iteration while the device computes one, and read tokens one iteration late.
         scheduling_policy: who comes first: "fcfs", in order of arrival, or "priority", by `SamplingParams.priority`, then arrival.
 
     Raises:
@@ -64,6 +66,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     stall_timeout: int = 300
+    async_scheduling: bool = True
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -78,8 +81,9 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be at least {low}, got {value}.")
         if self.scheduling_policy not in SCHEDULING_POLICIES:
             raise ConfigError(f"scheduling_policy must be fcfs or priority, got {self.scheduling_policy!r}.")
-        if not isinstance(self.enable_prefix_caching, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigError(f"enable_prefix_caching must be true or false, got {self.enable_prefix_caching!r}.")
+        for name in _SWITCHES:
+            if not isinstance(value := getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, got {value!r}.")
         if self.block_size is not None and self.block_size & (self.block_size - 1):
             raise ConfigError(f"block_size must be a power of two, got {self.block_size}.")
 

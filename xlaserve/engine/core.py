@@ -1,6 +1,7 @@
 """The engine's heart: schedule, dispatch, and read what the step before sampled, one iteration at a time.
 
-The host decides iteration N + 1 while the device computes N: sampled tokens stay on the device, and the host reads them one step late.
+The host decides iteration N + 1 while the device computes N: sampled tokens stay on the device, and the host reads them one step late,
+unless asynchronous scheduling is off: then it reads each iteration before it decides the next.
 Everything that reaches it has been validated; it belongs to one thread.
 """
 
@@ -51,12 +52,14 @@ class EngineCore:
         runner: computes them.
         pool: the KV blocks.
         max_num_seqs: number of sequence slots.
+        async_scheduling: whether to decide an iteration before the one before it has been read.
     """
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, pool: BlockPool, max_num_seqs: int) -> None:
+    def __init__(self, scheduler: Scheduler, runner: Runner, pool: BlockPool, max_num_seqs: int, *, async_scheduling: bool = True) -> None:
         self._scheduler = scheduler
         self._runner = runner
         self._pool = pool
+        self._async = async_scheduling
         self._batches = BatchBuilder(scheduler.tables, max_num_seqs)
         self._unread: list[tuple[Decision, list[StepOutput]]] = []
         self._counters = _Counters()
@@ -92,14 +95,14 @@ class EngineCore:
         self._scheduler.reset_prefix_cache()
 
     def step(self) -> list[TokenEvent]:
-        """Dispatch the next iteration, if there is one, and read the one before it."""
+        """Dispatch the next iteration, if there is one, and read the one before it; without asynchronous scheduling read that same one."""
         begin = time.perf_counter()
         decision = self._scheduler.schedule()
         decided = time.perf_counter()
         prepare, dispatch = self._dispatch(decision) if decision is not None else (0.0, 0.0)
         events: list[TokenEvent] = []
         wait = process = 0.0
-        if len(self._unread) > (decision is not None):
+        if len(self._unread) > (self._async and decision is not None):
             before, outputs = self._unread.pop(0)
             dispatched = time.perf_counter()
             fetched = _fetch(before, outputs)
