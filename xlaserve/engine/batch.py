@@ -75,6 +75,10 @@ class BatchBuilder:
         seated, self._seated = self._seated, []
         return seated
 
+    def forget(self) -> None:
+        """The device keeps nothing of any slot any more."""
+        self._owner = [None] * len(self._owner)
+
     def _seat(self, sequence: Sequence) -> int:
         """The slot of a sequence, its constant fields written there."""
         slot = sequence.slot

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from xlaserve.engine.controls import Controls
 from xlaserve.engine.core import EngineCore
 from xlaserve.engine.inbox import Inbox
-from xlaserve.engine.messages import Add, Finish, ResetPrefixCache, TokenEvent
+from xlaserve.engine.messages import Add, Call, Finish, Reply, TokenEvent
 from xlaserve.engine.request import Request
 from xlaserve.engine.sequence import Sequence
 
@@ -29,11 +30,12 @@ class EngineLoop:
     def __init__(self, core: EngineCore, inbox: Inbox) -> None:
         self._core = core
         self._inbox = inbox
+        self._controls = Controls(core)
         self._sequences: dict[int, Sequence] = {}
         self.num_accepted = self.num_accepted_tokens = 0
 
-    def run(self, tell: Callable[[list[TokenEvent]], None]) -> None:
-        """Iterate. `tell` is called after each iteration with its events, of which there may be none.
+    def run(self, tell: Callable[[list[TokenEvent], list[Reply]], None]) -> None:
+        """Iterate. `tell` is called after each iteration with its events and the answers to calls, of which there may be none.
 
         Raises:
             Exception: an iteration failed; the engine cannot go on.
@@ -43,15 +45,15 @@ class EngineLoop:
             for message in messages:
                 if isinstance(message, Finish):
                     self._finish(message)
-                elif isinstance(message, ResetPrefixCache):
-                    self._core.reset_prefix_cache()
+                elif isinstance(message, Call):
+                    events += self._controls.execute(message)
                 else:
                     events += self._add(message)
             events += self._core.step()
             for event in events:
                 if event.finish_reason is not None:
                     self._sequences.pop(event.key, None)
-            tell(events)
+            tell(events, self._controls.replies())
 
     def _add(self, request: Request | Add) -> list[TokenEvent]:
         keys = request.keys

@@ -75,6 +75,11 @@ class Decision:
         return rows + ([[(chunk.sequence, chunk.samples) for chunk in self.context.chunks]] if self.context else [])
 
     @property
+    def graphs(self) -> tuple[str, ...]:
+        """The names of its graphs, in the order in which they run."""
+        return tuple(step.bucket.name for step in (self.generate, self.context) if step is not None)
+
+    @property
     def tokens(self) -> int:
         """Tokens that it computes."""
         tokens = len(self.generate.sequences) if self.generate else 0
@@ -118,6 +123,8 @@ class Scheduler:
         self._by_priority = by_priority
         self._prefix_caching = prefix_caching
         self._arrivals = 0
+        self._frozen = False
+        self._door = sys.maxsize  # arrivals from this one on are not admitted
         self.tables = BlockTables(max_num_seqs, pool.blocks_for(max_model_len))
         # Both in the order of the line.
         self.waiting: list[Sequence] = []
@@ -130,8 +137,35 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether any sequence is waiting or running."""
-        return bool(self.waiting or self.running)
+        """Whether any sequence is to be computed: not where everything is frozen, and those behind a closed door wait for it to open."""
+        return not self._frozen and not self.drained
+
+    @property
+    def drained(self) -> bool:
+        """Whether all that came before the door was closed, if it is, have ended."""
+        return not self.running and not any(sequence.rank[1] < self._door for sequence in self.waiting)
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing is computed, whatever comes, until `resume`."""
+        return self._frozen or (self._door < sys.maxsize and self.drained)
+
+    @property
+    def draining(self) -> bool:
+        """Whether it computes, behind a closed door."""
+        return self._door < sys.maxsize and self.has_work
+
+    def freeze(self) -> None:
+        """Compute nothing from here on; what runs stays as it is."""
+        self._frozen = True
+
+    def close_door(self) -> None:
+        """Finish what is there; what comes from here on waits."""
+        self._frozen, self._door = False, min(self._door, self._arrivals)
+
+    def resume(self) -> None:
+        """Go on, with all."""
+        self._frozen, self._door = False, sys.maxsize
 
     def add(self, sequence: Sequence) -> None:
         """Put a new sequence in line."""
@@ -141,6 +175,8 @@ class Scheduler:
 
     def schedule(self) -> Decision | None:
         """Decide the next iteration and count it as done; None where nothing can be computed before more results are read."""
+        if self._frozen:
+            return None
         preemptions = self.preemptions
         generate = self._schedule_generate()
         budget = self._budget - (len(generate.sequences) if generate else 0)
@@ -170,6 +206,11 @@ class Scheduler:
         for sequence in self.running:
             # What it computes from here on rests on what it computed before.
             sequence.num_published = sys.maxsize
+
+    def give_back(self) -> None:
+        """Every running sequence returns to its place in line and starts over later. Nothing may be in flight."""
+        for sequence in self.running[:]:
+            self._give_back(sequence)
 
     def append(self, sequence: Sequence, token: int) -> bool:
         """Take a token that was sampled for `sequence` and read from the device; end the sequence where it says so.
@@ -256,7 +297,7 @@ class Scheduler:
             # A preempted sequence waits until what was on its way has been read.
             if len(chosen) >= len(self._free_slots) or sequence.in_flight:
                 break
-            if self._waits_for_leader(sequence):
+            if sequence.rank[1] >= self._door or self._waits_for_leader(sequence):
                 continue
             needed = self._pool.blocks_for(sequence.num_known)
             shared = self._sharable(sequence, needed - free)
@@ -342,11 +383,14 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
+        sequence.metrics.num_preemptions += 1
+        self.preemptions += 1
+        self._give_back(sequence)
+
+    def _give_back(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._take_back(sequence)
         sequence.status, sequence.num_computed, sequence.num_published, sequence.resident = Status.WAITING, 0, 0, False
-        sequence.metrics.num_preemptions += 1
-        self.preemptions += 1
         self._wait(sequence)
 
     def _wait(self, sequence: Sequence) -> None:
