@@ -62,7 +62,8 @@ class FakeRunner:
     def __init__(self, num_blocks: int, block_size: int, max_num_seqs: int) -> None:
         self._block = block_size
         self._spare = max_num_seqs
-        self._cache = np.full((num_blocks, block_size), 12345, np.uint64)
+        self._shape = num_blocks, block_size
+        self._cache = np.full(self._shape, 12345, np.uint64)
         self._last = np.full(max_num_seqs + 1, -1, np.int64)
         self.runs = 0
 
@@ -78,6 +79,16 @@ class FakeRunner:
             sampled = np.array([self._row(bucket, row) for row in batch], np.int32)
         self._last[slots] = sampled
         return StepOutput(sampled, np.zeros((len(sampled), 0), np.int32))  # type: ignore[arg-type]
+
+    def release(self, *, weights: bool) -> int:
+        """Lose everything, and run nothing until `restore`."""
+        del self._cache
+        return 1000 * (1 + weights)
+
+    def restore(self) -> None:
+        """Begin again with nothing."""
+        self._cache = np.full(self._shape, 54321, np.uint64)
+        self._last[:] = -1
 
     def _row(self, bucket: Bucket, row: NDArray[np.int32]) -> int:
         start, length = int(row[Header.START]), int(row[Header.LENGTH])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from tests.engine.fake_device import VOCAB, FakeRunner, expected_tokens
 from xlaserve.buckets.ladder import make_ladder
 from xlaserve.engine.core import EngineCore
+from xlaserve.engine.messages import TokenEvent
 from xlaserve.engine.outputs import RequestMetrics
 from xlaserve.engine.scheduler import Decision, Scheduler
 from xlaserve.engine.sequence import Sequence, Status, stream_seed
@@ -39,6 +41,7 @@ class Sizes:
     alike: float = 0.0  # share of prompts that begin as others do
     several: float = 0.0  # share of requests for two to four completions
     resets: float = 0.0
+    pauses: float = 0.0
     prefix_caching: bool = True
     by_priority: bool = False
 
@@ -149,8 +152,12 @@ class Simulation:
     def step(self) -> None:
         self.steps += 1
         self.events += 1
+        self.take(self.core.step)
+
+    def take(self, happen: Callable[[], list[TokenEvent]]) -> None:
+        """Check what comes of an iteration, or of reading one."""
         before = {sequence: len(sequence.output_ids) for sequence in self.alive}
-        for event in self.core.step():
+        for event in happen():
             sequence = self.by_key[event.key]
             assert sequence in self.alive, "an event of a sequence that has ended"
             wanted = self.alive[sequence]
@@ -164,6 +171,38 @@ class Simulation:
                 assert sequence.block_ids == []
                 del self.alive[sequence]
         self.check_state()
+
+    def pause(self) -> None:
+        """Pause, sleep, or wait for what is there, and go on; requests come and go meanwhile."""
+        self.take(self.core.settle)
+        way = self.rng.choice(("keep", "abort", "wait", "sleep"))
+        if way == "abort":
+            ended = self.core.pause("abort")
+            assert {event.key for event in ended} == {sequence.key for sequence in self.alive}
+            assert {event.finish_reason for event in ended} <= {"abort"}
+            self.alive.clear()
+        elif way == "sleep":
+            self.core.sleep(self.rng.choice((1, 2)))
+            assert self.pool.num_free == self.pool.capacity
+            assert self.pool.num_published == 0
+            assert not self.scheduler.running
+        else:
+            self.core.pause(way)  # type: ignore[arg-type]
+        there, late = list(self.alive), self.add()
+        if there:
+            self.abort(self.rng.choice(there))
+        if way == "wait":
+            while self.core.draining:
+                self.step()
+            assert self.core.drained
+            assert not any(sequence in self.alive for sequence in there)
+            assert late in self.scheduler.waiting
+        self.check_state()
+        decided = self.core.stats().steps
+        assert self.core.step() == []
+        assert (self.core.paused, self.core.has_work, self.core.stats().steps) == (True, False, decided)
+        self.core.wake() if way == "sleep" else self.core.resume()
+        assert not self.core.paused
 
     @staticmethod
     def stopped(sequence: Sequence, tokens: list[int]) -> bool:
@@ -253,6 +292,8 @@ class Simulation:
                 self.events += 1
                 self.core.reset_prefix_cache()
                 assert self.pool.num_published == 0
+            if self.rng.random() < self.sizes.pauses:
+                self.pause()
             if self.alive and self.rng.random() < self.sizes.aborts:
                 self.abort(self.rng.choice(list(self.alive)))
             if len(self.alive) > 6 * self.sizes.max_num_seqs:
@@ -285,6 +326,8 @@ LOADS: dict[str, Sizes] = {
     "several and tight": Sizes(num_blocks=17, several=0.7, alike=0.5, aborts=0.1, resets=0.01, arrivals=0.1),
     "several without a cache": Sizes(num_blocks=17, several=0.7, arrivals=0.1, prefix_caching=False),
     "priorities": Sizes(num_blocks=17, by_priority=True, alike=0.5, several=0.2, arrivals=0.2),
+    "pauses": Sizes(num_blocks=40, pauses=0.03, several=0.2, alike=0.5, aborts=0.05),
+    "pauses and tight": Sizes(num_blocks=17, pauses=0.03, several=0.2, resets=0.01, by_priority=True, prefix_caching=False),
     "no cache": Sizes(num_blocks=20, alike=0.9, prefix_caching=False),
 }
 

@@ -37,18 +37,15 @@ class Controls:
         self._waiting: list[int] = []  # calls of `pause` that are answered when what runs has ended
 
     def execute(self, call: Call) -> list[TokenEvent]:
-        """Do what a call asks for, once what is in flight has been read.
+        """Do what a call asks for. Nothing may be in flight.
 
         Returns:
-            What came of that, and of the call.
-
-        Raises:
-            Exception: an iteration failed; the engine cannot go on.
+            What came of it for sequences.
         """
-        events = self._core.settle()
+        events: list[TokenEvent] = []
         try:
             if call.method == "pause":
-                events += self._pause(call.call_id, **call.arguments)
+                events = self._pause(call.call_id, **call.arguments)
             elif (method := self._methods.get(call.method)) is not None:
                 self._replies.append(Reply(call.call_id, method(**call.arguments)))
             else:
