@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from httpx import Response
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.server.live import Live, live_server
@@ -183,35 +184,35 @@ def test_sleep_in_the_middle_of_a_stream(served: Served) -> None:
 def test_pauses_of_the_engine_process(served: Served) -> None:
     post = served.client.post
     expected = post(COMPLETIONS, json=BODY).json()["choices"][0]["text"]
-    with ThreadPoolExecutor(2) as threads:
+    with ThreadPoolExecutor(1) as threads:
+
+        def wait_in_line() -> Future[Response]:
+            waiting = threads.submit(post, COMPLETIONS, json=BODY)
+            while metrics(served)["xlaserve:num_requests_waiting"] == 0:
+                assert not waiting.done()
+            return waiting
+
         with served.client.stream("POST", COMPLETIONS, json={**BODY, "stream": True}) as response:
             parts = texts(response.iter_lines())
             begun = next(parts)
             assert post("/pause").json() == {"status": "paused"}
             steps = metrics(served)["xlaserve:steps_total"]
-            late = threads.submit(post, COMPLETIONS, json={**BODY, "max_tokens": 3})
-            while metrics(served)["xlaserve:num_requests_waiting"] == 0:
-                pass
+            late = wait_in_line()
             assert metrics(served)["xlaserve:steps_total"] == steps
-            assert not late.done()
             assert post("/resume").json() == {"status": "resumed"}
             assert begun + "".join(parts) == expected
-            assert late.result().status_code == 200
+            assert late.result().json()["choices"][0]["text"] == expected
 
-        running = threads.submit(post, COMPLETIONS, json=BODY)
-        while metrics(served)["xlaserve:num_requests_running"] == 0:
-            pass
+        post("/pause")
+        late = wait_in_line()
         assert post("/pause?mode=abort").json() == {"status": "paused"}
-        assert running.result().json()["choices"][0]["finish_reason"] == "abort"
-        assert post("/resume").status_code == 200
+        assert late.result().json()["choices"][0]["finish_reason"] == "abort"
 
-        running = threads.submit(post, COMPLETIONS, json=BODY)
-        while metrics(served)["xlaserve:num_requests_running"] == 0:
-            pass
+        late = wait_in_line()
         assert post("/pause?mode=wait").json() == {"status": "paused"}
-        assert metrics(served)["xlaserve:num_requests_running"] == 0
-        assert running.result().json()["choices"][0]["text"] == expected
-        assert post("/resume").status_code == 200
+        assert late.result().json()["choices"][0]["text"] == expected
+        assert served.client.get("/is_paused").json() == {"is_paused": True}
+        assert post("/resume").json() == {"status": "resumed"}
 
 
 def test_trace_and_reset_of_the_engine_process(served: Served) -> None:

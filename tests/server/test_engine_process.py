@@ -130,7 +130,7 @@ if "xlaserve.engine.engine_main" in sys.orig_argv:
 
     class FailingCore(EngineCore):
         def step(self):
-            if self.num_waiting > 6:
+            if self.num_waiting > 9:
                 raise RuntimeError("the device at /dev/xla0 is gone")
             return super().step()
 
@@ -138,7 +138,7 @@ if "xlaserve.engine.engine_main" in sys.orig_argv:
 
     build.EngineCore = FailingCore
 """
-"""A `sitecustomize` that gives the engine process, and no other, a core that fails when seven sequences wait."""
+"""A `sitecustomize` that gives the engine process, and no other, a core that fails when ten sequences wait."""
 
 
 def test_an_iteration_that_fails_in_the_engine_process(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,9 +147,9 @@ def test_an_iteration_that_fails_in_the_engine_process(model: Path, tmp_path: Pa
     with serving(model, "--dev-endpoints") as served:
         served.read_until_ready()
         engine = served.engine
-        with streaming(served, n=4) as lines, ThreadPoolExecutor(1) as threads:
+        with streaming(served) as lines, ThreadPoolExecutor(1) as threads:
             waiting = threads.submit(served.client.post, "/pause?mode=wait")
-            response = served.client.post(COMPLETIONS, json={**LONG, "stream": False, "n": 8, "prompt": [5] * 100})
+            response = served.client.post(COMPLETIONS, json={**LONG, "stream": False, "n": 10})
             for answer in (response, waiting.result()):
                 assert (answer.status_code, answer.json()["error"]["code"]) == (500, "engine_dead")
             assert last_error(lines) == "engine_dead"
