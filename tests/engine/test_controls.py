@@ -15,6 +15,7 @@ from xlaserve import LLM, RequestOutput, SamplingParams
 from xlaserve.engine.core import EngineCore
 from xlaserve.engine.watchdog import Watchdog
 from xlaserve.errors import EngineStateError, OverloadedError
+from xlaserve.platforms.cpu import CPUPlatform
 
 Tiny = Callable[[str], Path]
 SHORT = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
@@ -223,8 +224,11 @@ def test_sleep_in_the_middle_of_generation_changes_no_token(model: str, level: A
     run(test())
 
 
-def test_llm_sleeps_and_wakes(model: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_llm_sleeps_and_wakes(model: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     caplog.set_level("INFO", "xlaserve")
+    trims: list[CPUPlatform] = []
+    trim = CPUPlatform.trim
+    monkeypatch.setattr(CPUPlatform, "trim", lambda self: trims.append(self) or trim(self))
     prompt = [9 + i for i in range(40)]
     params = [SHORT, SamplingParams(temperature=0.0, max_tokens=5, logprobs=4), MANNERS["penalties"]]
     with LLM(model, **TINY_ENGINE) as llm:
@@ -232,6 +236,7 @@ def test_llm_sleeps_and_wakes(model: str, caplog: pytest.LogCaptureFixture) -> N
         assert before[2].num_cached_tokens == 32
         one, two = llm.sleep(), llm.sleep(2)
         assert (one > 0, two > 0, llm.sleep(2)) == (True, True, 0)
+        assert len(trims) == 3, "freed memory is offered to the machine"
         assert llm.is_sleeping
         for request in (lambda: llm.generate(prompt), lambda: llm.chat([{"role": "user", "content": "hi"}])):
             with pytest.raises(EngineStateError, match="sleeps"):
