@@ -224,6 +224,22 @@ def test_sleep_in_the_middle_of_generation_changes_no_token(model: str, level: A
     run(test())
 
 
+@pytest.mark.parametrize("name", ["penalties", "bias", "allowed"])
+def test_a_slot_that_the_same_sequence_takes_again_is_loaded_again(model: str, name: str) -> None:
+    async def test() -> None:
+        async with engine(model) as llm:
+            prompt = [9 + i for i in range(40)]
+            expected = (await tokens_of(llm.generate(prompt, MANNERS[name])))[0]
+            stream = llm.submit(prompt, MANNERS[name])
+            begun = (await anext(stream)).outputs[0].token_ids
+            await llm.sleep()
+            assert llm.stats().num_waiting == 1
+            await llm.wake()
+            assert begun + (await tokens_of(stream))[0] == expected
+
+    run(test())
+
+
 def test_llm_sleeps_and_wakes(model: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     caplog.set_level("INFO", "xlaserve")
     trims: list[CPUPlatform] = []

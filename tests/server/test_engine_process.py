@@ -152,6 +152,7 @@ def test_an_iteration_that_fails_in_the_engine_process(model: Path, tmp_path: Pa
             response = served.client.post(COMPLETIONS, json={**LONG, "stream": False, "n": 10})
             for answer in (response, waiting.result()):
                 assert (answer.status_code, answer.json()["error"]["code"]) == (500, "engine_dead")
+                assert "closed" not in answer.text, "told when the engine has died, not when the server goes too"
             assert last_error(lines) == "engine_dead"
         assert served.client.get("/health").status_code == 503
         served.client.close()
