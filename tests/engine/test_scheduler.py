@@ -44,6 +44,7 @@ LOADS: dict[str, Sizes] = {
     "searches in few slots": Sizes(num_blocks=40, max_num_seqs=4, batched=19, beams=0.5, arrivals=0.1, longest_output=40),
     "pauses": Sizes(num_blocks=40, pauses=0.03, several=0.2, alike=0.5, aborts=0.05),
     "pauses and tight": Sizes(num_blocks=17, pauses=0.03, several=0.2, resets=0.01, by_priority=True, prefix_caching=False),
+    "searches and pauses": Sizes(num_blocks=40, beams=0.5, pauses=0.03, arrivals=0.1, longest_output=40),
     "no cache": Sizes(num_blocks=20, alike=0.9, prefix_caching=False),
     "not ahead": Sizes(num_blocks=17, alike=0.5, several=0.2, aborts=0.1, async_scheduling=False),
 }
