@@ -27,6 +27,9 @@ ALLOWED: dict[str, set[str]] = {
 
 HOST_ONLY = (
     "engine.scheduler",
+    "engine.decision",
+    "engine.beam_group",
+    "sampling.beam_search",
     "engine.sequence",
     "engine.batch",
     "engine.stop",
