@@ -62,7 +62,7 @@ def setup(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
     checkpoint = open_checkpoint(tiny_model("llama2"))
     model = model_config(checkpoint.config)
     checkpoint.close()
-    spec = GraphSpec(replace(model, layers=model.layers[:1]), "float32", 9, 16, 2, "tiled", True)
+    spec = GraphSpec(replace(model, layers=model.layers[:1]), "float32", 9, 16, 2, "tiled", True, "sort")
     store = make_store(tmp_path_factory.mktemp("store"), spec)
     return Setup(spec, store, prepare(spec, store))
 
@@ -270,7 +270,15 @@ def test_another_shape_is_an_error_and_not_a_compile(setup: Setup) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"dtype": "bfloat16"}, {"num_blocks": 10}, {"block_size": 32}, {"max_num_seqs": 3}, {"attention": "gather"}, {"branches": False}],
+    [
+        {"dtype": "bfloat16"},
+        {"num_blocks": 10},
+        {"block_size": 32},
+        {"max_num_seqs": 3},
+        {"attention": "gather"},
+        {"branches": False},
+        {"top_k": "neuron"},
+    ],
 )
 def test_the_key_follows_the_spec(change: dict[str, Any], setup: Setup) -> None:
     key = store_key(setup.spec, {"name": "cpu"})

@@ -8,8 +8,10 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
+from tests.models.gguf_writer import llama_metadata, llama_tensors, write_gguf
 from xlaserve.errors import CheckpointError
-from xlaserve.models.source import HUB_PATTERNS, Source, cached_from_hub, resolve
+from xlaserve.models.checkpoint import open_config
+from xlaserve.models.source import HUB_PATTERNS, Source, cached_from_hub, resolve, resolve_config
 
 
 def fill(directory: Path, *names: str) -> Path:
@@ -123,3 +125,24 @@ def test_the_hub_cache_counts_only_if_complete(tmp_path: Path, monkeypatch: pyte
     assert all(call["local_files_only"] for call in calls)
     hub(monkeypatch, errors.LocalEntryNotFoundError("x"))
     assert cached_from_hub("org/model") is None
+
+
+def test_a_configuration_alone_needs_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = fill(tmp_path / "model", "config.json")
+    assert resolve_config(directory) == Source(directory, "model")
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        resolve(directory)
+    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+        resolve_config(tmp_path)
+    calls = hub(monkeypatch, directory)
+    assert resolve_config("org/Model") == Source(directory, "org/Model")
+    assert calls == [{"model_id": "org/Model", "allow_patterns": "config.json"}]
+    with pytest.raises(CheckpointError, match="There is no model"):
+        resolve_config(tmp_path / "nowhere")
+
+
+def test_a_configuration_is_read_without_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    assert open_config(tmp_path) == (tmp_path.name, {"architectures": ["LlamaForCausalLM"]})
+    name, raw = open_config(write_gguf(tmp_path / "small.gguf", llama_metadata(), llama_tensors()))
+    assert (name, raw["architectures"]) == ("small", ["LlamaForCausalLM"])

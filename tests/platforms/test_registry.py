@@ -18,8 +18,8 @@ from xlaserve.platforms.neuron import NEURON
 from xlaserve.platforms.platform import Platform
 from xlaserve.platforms.registry import platforms, select_platform
 
-ABSENT = Platform("toy", "no_such_backend", "float32", 16, 8, 64, "tiled", True, "Install the toy with `pip install toy`.")
-PRESENT = Platform("toy", "cpu", "float32", 32, 8, 64, "gather", False, "")
+ABSENT = Platform("toy", "no_such_backend", "float32", 16, 8, 64, "tiled", True, "sort", "Install the toy with `pip install toy`.")
+PRESENT = Platform("toy", "cpu", "float32", 32, 8, 64, "gather", False, "neuron", "")
 
 
 def offer(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
@@ -55,6 +55,7 @@ def test_defaults() -> None:
     assert (CPU.block_size, CUDA.block_size, NEURON.block_size) == (16, 16, 128)
     assert (CPU.dtype, CUDA.dtype, NEURON.dtype) == ("float32", "bfloat16", "bfloat16")
     assert (NEURON.attention, NEURON.branches) == ("gather", False), "graphs for Neuron hold no control flow"
+    assert NEURON.top_k == "neuron", "nor a sort"
     for platform in (CPU, CUDA, NEURON):
         assert platform.max_num_batched_tokens >= platform.max_num_seqs + platform.block_size - 1
 

@@ -26,7 +26,7 @@ from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, row_width, tab
 from xlaserve.models.config import ModelConfig
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
 from xlaserve.paged.attention import PagedKV, StepShape, copy_blocks
-from xlaserve.platforms.platform import AttentionKind, Device
+from xlaserve.platforms.platform import Device, TopKKind
 from xlaserve.sampling.logprobs import score, score_places
 from xlaserve.sampling.sampler import SamplingRows, sample
 from xlaserve.sampling.slot_state import AdjustmentRows, SlotState, adjust, advance, seat, state_shapes
@@ -62,6 +62,7 @@ class GraphSpec:
         max_num_seqs: sequence slots.
         attention: which implementation reads the cache.
         branches: whether graphs may hold conditionals.
+        top_k: how the largest numbers of a row are found.
     """
 
     model: ModelConfig
@@ -69,8 +70,9 @@ class GraphSpec:
     num_blocks: int
     block_size: int
     max_num_seqs: int
-    attention: AttentionKind
+    attention: str
     branches: bool
+    top_k: TopKKind
 
     def parameters(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Name, shape and dtype of every parameter, in the order of `params`."""
@@ -97,7 +99,7 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
         slot, start, length = batch[:, Header.SLOT], batch[:, Header.START], batch[:, Header.LENGTH]
         if isinstance(bucket, GenerateBucket):
             given = batch[:, Header.TOKEN]
-            tokens = jnp.where(given > 0, given - 1, state.last_tokens.at[slot].get(mode="promise_in_bounds"))[:, None]
+            tokens = jnp.where(given > 0, jnp.maximum(given - 1, 0), state.last_tokens.at[slot].get(mode="promise_in_bounds"))[:, None]
             positions = start[:, None]
         else:
             tokens = batch[:, TOKENS_AT : table_at(bucket)]
@@ -114,13 +116,13 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
         logits = head(jnp.take_along_axis(hidden, length[:, None, None] - 1, axis=1, mode="promise_in_bounds")[:, 0])
         adjusted = adjust(logits, state, slot, _adjustment(batch), branches=spec.branches)
         sampled = sample(adjusted, _sampling(batch), branches=spec.branches)
-        scores = score(logits, sampled, batch[:, Header.LOGPROBS], branches=spec.branches)
+        scores = score(logits, sampled, batch[:, Header.LOGPROBS], branches=spec.branches, kind=spec.top_k)
         prompt_scores = None
         if scores_prompts(spec, bucket):
             following = jnp.concatenate((tokens[:, 1:], tokens[:, :1]), axis=1)
             last = jnp.arange(tokens.shape[1]) == length[:, None] - 1
             following = jnp.where(last, batch[:, Header.NEXT_TOKEN, None], following)
-            prompt_scores = score_places(hidden, following, batch[:, Header.PROMPT_LOGPROBS], head)
+            prompt_scores = score_places(hidden, following, batch[:, Header.PROMPT_LOGPROBS], head, spec.top_k)
         kv = tuple(array for pair in cache.layers for array in pair)
         return kv, advance(state, slot, sampled), StepOutput(sampled, scores, prompt_scores)
 
@@ -141,8 +143,15 @@ def scores_prompts(spec: GraphSpec, bucket: Bucket) -> bool:
 
 def lower(spec: GraphSpec, bucket: Bucket | UpkeepBucket, device: Device) -> jax.stages.Lowered:
     """Trace and lower one graph for `device`."""
-    place = SingleDeviceSharding(device)
+    return _trace(spec, bucket, SingleDeviceSharding(device)).lower()
 
+
+def lower_for(spec: GraphSpec, bucket: Bucket | UpkeepBucket, jax_name: str) -> jax.stages.Lowered:
+    """Trace and lower one graph for a platform that need not be here, by JAX's name of it. The result is to be read, not compiled."""
+    return _trace(spec, bucket, None).lower(lowering_platforms=(jax_name,))
+
+
+def _trace(spec: GraphSpec, bucket: Bucket | UpkeepBucket, place: SingleDeviceSharding | None) -> jax.stages.Traced:
     def on_device(array: Any) -> Any:
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
 
@@ -150,16 +159,16 @@ def lower(spec: GraphSpec, bucket: Bucket | UpkeepBucket, device: Device) -> jax
     kv = tuple(on_device(array) for array in spec.kv())
     if bucket == COPY:
         blocks = jax.ShapeDtypeStruct((COPIES,), jnp.int32)
-        return jax.jit(copy_blocks, donate_argnums=0).lower(kv, blocks, blocks)
+        return jax.jit(copy_blocks, donate_argnums=0).trace(kv, blocks, blocks)
     if bucket == BLANK:
-        return jax.jit(partial(make_blank, spec), out_shardings=place).lower()
+        return jax.jit(partial(make_blank, spec), out_shardings=place).trace()
     if bucket == SEAT:
         rows = [jax.ShapeDtypeStruct(table.shape[1:], table.dtype) for table in state]
-        return jax.jit(seat, donate_argnums=0, keep_unused=True).lower(state, *rows)
+        return jax.jit(seat, donate_argnums=0, keep_unused=True).trace(state, *rows)
     assert not isinstance(bucket, UpkeepBucket)
     batch = jax.ShapeDtypeStruct((bucket.rows, row_width(bucket)), jnp.int32)
     jitted = jax.jit(make_step(spec, bucket), donate_argnums=(1, 2), keep_unused=True)
-    return jitted.lower(tuple(on_device(p) for p in spec.parameters().values()), kv, state, batch)
+    return jitted.trace(tuple(on_device(p) for p in spec.parameters().values()), kv, state, batch)
 
 
 def _as_float(column: Array) -> Array:

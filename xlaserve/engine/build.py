@@ -114,6 +114,17 @@ def make_plan(config: EngineConfig) -> Plan:
     platform = select_platform(config.device)
     checkpoint = open_checkpoint(config.model)
     model = model_config(checkpoint.config)
+    limits, ladder, spec, weight_bytes = plan_graphs(config, model, platform)
+    name = config.served_model_name or checkpoint.name
+    return Plan(name, checkpoint, model, platform, limits, ladder, spec, weight_bytes)
+
+
+def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) -> tuple[Limits, Ladder, GraphSpec, int]:
+    """Sizes, buckets, what graphs have in common, and the bytes of the weights.
+
+    Raises:
+        ConfigError: the sizes do not fit the model, the platform or the memory.
+    """
     dtype = settle_dtype(config, platform)
     weight_bytes = sum(prod(p.shape) * p.dtype.itemsize for p in parameter_shapes(model, dtype).values())
     limits = settle(config, model, platform, weight_bytes)
@@ -122,7 +133,7 @@ def make_plan(config: EngineConfig) -> Plan:
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         block_size=limits.block_size,
-        static_width=platform.attention == "gather",
+        static_width=platform.attention != "tiled",
     )
     spec = GraphSpec(
         model=model,
@@ -132,9 +143,9 @@ def make_plan(config: EngineConfig) -> Plan:
         max_num_seqs=limits.max_num_seqs,
         attention=platform.attention,
         branches=platform.branches,
+        top_k=platform.top_k,
     )
-    name = config.served_model_name or checkpoint.name
-    return Plan(name, checkpoint, model, platform, limits, ladder, spec, weight_bytes)
+    return limits, ladder, spec, weight_bytes
 
 
 def graph_store(plan: Plan, config: EngineConfig) -> GraphStore:

@@ -80,6 +80,26 @@ class Checkpoint(ABC):
         return ()
 
 
+def open_config(source: str | Path | None) -> tuple[str, dict[str, Any]]:
+    """A model's name and configuration, as `Checkpoint.config` has it, without its weights.
+
+    Args:
+        source: as for `open_checkpoint`; a directory needs only config.json.
+
+    Raises:
+        CheckpointError, UnsupportedModelError: as for `open_checkpoint`.
+    """
+    from xlaserve.models.gguf import GgufFile
+    from xlaserve.models.gguf_config import config_from_gguf
+    from xlaserve.models.hf_checkpoint import read_object
+    from xlaserve.models.source import CONFIG_FILE, resolve_config
+
+    found = resolve_config(source)
+    if found.path.is_dir():
+        return found.name, read_object(found.path / CONFIG_FILE)
+    return found.name, config_from_gguf(GgufFile(found.path))
+
+
 def open_checkpoint(source: str | Path | None) -> Checkpoint:
     """Open a model.
 

@@ -28,9 +28,9 @@ class HuggingFaceCheckpoint(Checkpoint):
     def __init__(self, path: Path, name: str) -> None:
         self.name = name
         self.path = path
-        self.config = _read_object(path / "config.json")
+        self.config = read_object(path / "config.json")
         generation = path / "generation_config.json"
-        self.generation_config = _read_object(generation) if generation.is_file() else {}
+        self.generation_config = read_object(generation) if generation.is_file() else {}
         self._weights = SafetensorsDirectory(path)
         self.tensors = {tensor: TensorInfo(span.shape, span.dtype) for tensor, span in self._weights.tensors.items()}
 
@@ -44,7 +44,12 @@ class HuggingFaceCheckpoint(Checkpoint):
         self._weights.close()
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        CheckpointError: it is missing or holds something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

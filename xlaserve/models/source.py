@@ -11,6 +11,8 @@ from xlaserve.models.safetensors import INDEX_FILE, SINGLE_FILE
 
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
 
+CONFIG_FILE = "config.json"
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -50,8 +52,31 @@ def resolve(source: str | Path | None) -> Source:
     )
 
 
-def fetch_from_hub(model_id: str) -> Path:
+def resolve_config(source: str | Path | None) -> Source:
+    """Find a model's configuration alone: a directory may hold nothing else, and from the hub nothing else is fetched.
+
+    Args:
+        source: as for `resolve`.
+
+    Raises:
+        CheckpointError: as for `resolve`, or a directory has no config.json.
+    """
+    path = Path(source).expanduser() if source is not None else None
+    if path is not None and path.is_dir():
+        if not (path / CONFIG_FILE).is_file():
+            raise CheckpointError(f"{path} holds no {CONFIG_FILE}.")
+        return Source(path, path.resolve().name)
+    if path is not None and not path.is_file() and _HUB_ID.fullmatch(str(source)) and path.suffix != ".gguf":
+        return Source(fetch_from_hub(str(source), config_only=True), str(source))
+    return resolve(source)
+
+
+def fetch_from_hub(model_id: str, *, config_only: bool = False) -> Path:
     """Download a model from the Hugging Face hub, or take the copy in its cache where that is current or the hub cannot be reached.
+
+    Args:
+        model_id: the model.
+        config_only: whether its configuration is all that is wanted.
 
     Raises:
         CheckpointError: the model does not exist, needs permission, or is not cached while there is no network.
@@ -60,7 +85,7 @@ def fetch_from_hub(model_id: str) -> Path:
     from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        path = Path(snapshot_download(model_id, allow_patterns=HUB_PATTERNS))
+        path = Path(snapshot_download(model_id, allow_patterns=CONFIG_FILE if config_only else HUB_PATTERNS))
     except GatedRepoError as error:
         raise CheckpointError(
             f"The model {model_id} needs permission: accept its terms at https://huggingface.co/{model_id}, then run `hf auth login`."
@@ -76,7 +101,8 @@ def fetch_from_hub(model_id: str) -> Path:
         raise CheckpointError(
             f"Fetching {model_id} from the Hugging Face hub failed: {error}. Run the same command again to resume."
         ) from error
-    _check_weights(path, f"The model {model_id}")
+    if not config_only:
+        _check_weights(path, f"The model {model_id}")
     return path
 
 

@@ -7,13 +7,15 @@ writes there and masked reads come from there, and no index is ever out of range
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from xlaserve.platforms.platform import AttentionKind
+from xlaserve.paged.native_attention import TARGET, NativeKernel, find_kernel
+from xlaserve.platforms.native_call import native_call
 
 MASKED = -1e30
 """Score of a masked key: finite, and the softmax of it is exactly zero beside any real score."""
@@ -28,7 +30,7 @@ class StepShape(NamedTuple):
     Args:
         positions: int32 `[S, L]`, the place of each token in its sequence.
         block_tables: int32 `[S, P]`, the blocks of each row's sequence; unused places hold 0.
-        block_size: tokens per block.
+        block_size: tokens per block, a power of two.
     """
 
     positions: Array
@@ -42,13 +44,16 @@ class PagedKV:
     Args:
         layers: for each layer keys and values, `[num_blocks, kv_heads, block_size, head_dim]`.
         step: positions and block tables.
-        kind: which implementation reads the cache.
+        kind: which implementation reads the cache: "tiled", "gather" or the name of a native kernel.
+
+    Raises:
+        ConfigError: there is no kernel of that name.
     """
 
-    def __init__(self, layers: list[tuple[Array, Array]], step: StepShape, kind: AttentionKind) -> None:
+    def __init__(self, layers: list[tuple[Array, Array]], step: StepShape, kind: str) -> None:
         self.layers = layers
         self._step = step
-        self._read = _tiled if kind == "tiled" else _gathered
+        self._read = _READERS.get(kind) or _native(find_kernel(kind))
 
     def attend(self, layer: int, q: Array, k: Array, v: Array, *, scale: float, window: int | None, softcap: float | None) -> Array:
         """`xlaserve.models.layers.Attend` over this cache."""
@@ -83,10 +88,10 @@ def _write(cache: Array, new: Array, step: StepShape) -> Array:
     """
     rows, length, heads, head_dim = new.shape
     size = step.block_size
-    first = step.positions[:, 0] // size
+    first = jax.lax.div(step.positions[:, 0], jnp.int32(size))
     if length == 1:
         blocks = jnp.take_along_axis(step.block_tables, first[:, None], axis=1, mode="promise_in_bounds")[:, 0]
-        return cache.at[blocks, :, step.positions[:, 0] % size].set(new[:, 0].astype(cache.dtype), mode="promise_in_bounds")
+        return cache.at[blocks, :, step.positions[:, 0] & (size - 1)].set(new[:, 0].astype(cache.dtype), mode="promise_in_bounds")
     count = length // size
     wanted = first[:, None] + jnp.arange(count, dtype=jnp.int32)
     width = step.block_tables.shape[1]
@@ -174,3 +179,21 @@ def _tiled(q: Array, keys: Array, values: Array, step: StepShape, window: int | 
     )
     _, total, out = jax.lax.fori_loop(start, end, add_tile, empty)
     return out / total[..., None]
+
+
+def _native(kernel: NativeKernel) -> Read:
+    """A reader that calls a native kernel, and is `_gathered` on platforms that have no such kernels."""
+
+    def read(q: Array, keys: Array, values: Array, step: StepShape, window: int | None, softcap: float | None) -> Array:
+        def reference(q: Array, keys: Array, values: Array, tables: Array, positions: Array) -> tuple[Array, ...]:
+            return (_gathered(q, keys, values, StepShape(positions, tables, step.block_size), window, softcap),)
+
+        operands = (q, keys, values, step.block_tables, step.positions)
+        config = kernel(tuple(jax.ShapeDtypeStruct(o.shape, o.dtype) for o in operands), window=window, softcap=softcap)
+        return native_call(*operands, platform="neuron", target=TARGET, config=config, reference=reference)[0]
+
+    return read
+
+
+Read = Callable[[Array, Array, Array, StepShape, int | None, float | None], Array]
+_READERS: dict[str, Read] = {"tiled": _tiled, "gather": _gathered}

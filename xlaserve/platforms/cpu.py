@@ -66,5 +66,6 @@ CPU = CPUPlatform(
     max_num_batched_tokens=512,
     attention="tiled",
     branches=True,
+    top_k="sort",
     install="JAX's CPU client comes with jaxlib: reinstall with `pip install --force-reinstall jaxlib`.",
 )

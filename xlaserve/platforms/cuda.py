@@ -13,5 +13,6 @@ CUDA = Platform(
     max_num_batched_tokens=2048,
     attention="tiled",
     branches=True,
+    top_k="sort",
     install="Install JAX's CUDA plugin with `pip install 'xlaserve[cuda13]'` (or [cuda12]) and check the driver with `nvidia-smi`.",
 )

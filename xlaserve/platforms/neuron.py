@@ -13,5 +13,6 @@ NEURON = Platform(
     max_num_batched_tokens=1024,
     attention="gather",
     branches=False,
+    top_k="neuron",
     install="Install the Neuron driver and jax-neuronx from AWS's package index as docs/platforms.md shows, and check with `neuron-ls`.",
 )

@@ -13,7 +13,7 @@ from xlaserve.errors import ConfigError
 Device = Any
 """A `jax.Device`, which its package does not declare as a type."""
 
-AttentionKind = Literal["tiled", "gather"]
+TopKKind = Literal["sort", "neuron"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,10 @@ class Platform:
         block_size: tokens per KV block.
         max_num_seqs: sequences computed at once, where the user says nothing.
         max_num_batched_tokens: tokens of one context graph, likewise.
-        attention: "tiled" loops over the KV in use, with a trip count known only at run time; "gather" reads whole block tables.
+        attention: "tiled" loops over the KV in use, with a trip count known only at run time; "gather" reads whole block tables; any
+            other name is a kernel's that `xlaserve.paged.native_attention.register_kernel` knows.
         branches: whether a graph may hold conditionals.
+        top_k: "sort" takes XLA's own top-k, "neuron" the AwsNeuronTopK custom call.
         install: what to do where the platform is asked for and absent.
     """
 
@@ -38,8 +40,9 @@ class Platform:
     block_size: int
     max_num_seqs: int
     max_num_batched_tokens: int
-    attention: AttentionKind
+    attention: str
     branches: bool
+    top_k: TopKKind
     install: str
 
     def devices(self) -> list[Device]:

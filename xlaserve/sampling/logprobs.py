@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from xlaserve.sampling.params import MASKED, MAX_LOGPROBS
-from xlaserve.sampling.sampler import argmax
+from xlaserve.platforms.platform import TopKKind
+from xlaserve.sampling.params import MAX_LOGPROBS
 from xlaserve.sampling.scores import SCORE_WIDTH
+from xlaserve.sampling.top_k import top_k
 
 PLACES_AT_ONCE = 16
 
 
-def score(logits: Array, tokens: Array, wanted: Array, *, branches: bool) -> Array:
+def score(logits: Array, tokens: Array, wanted: Array, *, branches: bool, kind: TopKKind) -> Array:
     """Score one token per row.
 
     Args:
@@ -24,21 +25,22 @@ def score(logits: Array, tokens: Array, wanted: Array, *, branches: bool) -> Arr
         tokens: int32 `[B]`, the tokens that the rows chose.
         wanted: int32 `[B]`: 0 for nothing, 1 for the token's own score, 1 + N for the N most likely tokens besides.
         branches: whether the graph may skip work that no row needs by a conditional.
+        kind: how the platform finds the most likely tokens.
 
     Returns:
         int32 `[B, SCORE_WIDTH]` as `xlaserve.sampling.scores` reads it; rows that want nothing hold anything.
     """
     if not branches:
-        return _score(logits, tokens, most_likely(logits, branches=False))
+        return _score(logits, tokens, most_likely(logits, kind))
     nothing = jnp.zeros((logits.shape[0], MAX_LOGPROBS), jnp.int32), jnp.zeros((logits.shape[0], MAX_LOGPROBS), jnp.float32)
 
     def scored() -> Array:
-        return _score(logits, tokens, jax.lax.cond(jnp.any(wanted > 1), lambda: most_likely(logits, branches=True), lambda: nothing))
+        return _score(logits, tokens, jax.lax.cond(jnp.any(wanted > 1), lambda: most_likely(logits, kind), lambda: nothing))
 
     return jax.lax.cond(jnp.any(wanted > 0), scored, lambda: jnp.zeros((logits.shape[0], SCORE_WIDTH), jnp.int32))
 
 
-def score_places(hidden: Array, tokens: Array, wanted: Array, head: Callable[[Array], Array]) -> Array:
+def score_places(hidden: Array, tokens: Array, wanted: Array, head: Callable[[Array], Array], kind: TopKKind) -> Array:
     """Score a token at every place of a chunk, a few places at a time: logits of all of them would take more room than the model's layers.
 
     Args:
@@ -46,6 +48,7 @@ def score_places(hidden: Array, tokens: Array, wanted: Array, head: Callable[[Ar
         tokens: int32 `[S, L]`, the tokens that follow the places.
         wanted: int32 `[S]`, as for `score`.
         head: makes logits `[PLACES_AT_ONCE, V]` of hidden states.
+        kind: as for `score`.
 
     Returns:
         int32 `[S, L, SCORE_WIDTH]`; all zero where no row wants anything.
@@ -55,7 +58,7 @@ def score_places(hidden: Array, tokens: Array, wanted: Array, head: Callable[[Ar
 
     def some(part: tuple[Array, Array]) -> Array:
         x, chosen = part
-        return score(head(x), chosen, jnp.full(count, jnp.max(wanted)), branches=True)
+        return score(head(x), chosen, jnp.full(count, jnp.max(wanted)), branches=True, kind=kind)
 
     def scored() -> Array:
         parts = jax.lax.map(some, (hidden.reshape(-1, count, width), tokens.reshape(-1, count)))
@@ -64,25 +67,14 @@ def score_places(hidden: Array, tokens: Array, wanted: Array, head: Callable[[Ar
     return jax.lax.cond(jnp.any(wanted > 0), scored, lambda: jnp.zeros((rows, length, SCORE_WIDTH), jnp.int32))
 
 
-def most_likely(logits: Array, *, branches: bool) -> tuple[Array, Array]:
-    """The `MAX_LOGPROBS` largest logits of each row, largest first, the lower id first among equals.
-
-    Without conditionals the platform has no sort either, and the largest is taken out again and again.
+def most_likely(logits: Array, kind: TopKKind) -> tuple[Array, Array]:
+    """The `MAX_LOGPROBS` largest logits of each row, largest first.
 
     Returns:
         ids int32 `[B, MAX_LOGPROBS]` and logits float32 `[B, MAX_LOGPROBS]`.
     """
-    if branches:
-        values, ids = jax.lax.top_k(logits, MAX_LOGPROBS)
-        return ids.astype(jnp.int32), values
-
-    def take(rest: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
-        best = argmax(rest)
-        here = jax.lax.broadcasted_iota(jnp.int32, rest.shape, 1) == best[:, None]
-        return jnp.where(here, MASKED, rest), (best, jnp.max(rest, axis=1))
-
-    _, (ids, values) = jax.lax.scan(take, logits, None, length=MAX_LOGPROBS)
-    return ids.T, values.T
+    values, ids = top_k(logits, MAX_LOGPROBS, kind)
+    return ids, values
 
 
 def _score(logits: Array, tokens: Array, likely: tuple[Array, Array]) -> Array:

@@ -91,11 +91,12 @@ def _ordered_bits(x: Array) -> Array:
 def _largest_threshold(keys: Array, enough: Callable[[Array], Array]) -> Array:
     """For each row the largest uint32 t such that `enough(keys >= t)` still holds, found bit by bit from the top."""
 
-    def set_bit(i: Array, threshold: Array) -> Array:
-        trial = threshold | (jnp.uint32(1) << (jnp.uint32(31) - i.astype(jnp.uint32)))
-        return jnp.where(enough(keys >= trial[:, None]), trial, threshold)
+    def set_bit(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        threshold, bit = carry
+        trial = threshold | bit
+        return jnp.where(enough(keys >= trial[:, None]), trial, threshold), bit >> 1
 
-    return jax.lax.fori_loop(0, 32, set_bit, jnp.zeros(keys.shape[0], jnp.uint32))
+    return jax.lax.fori_loop(0, 32, set_bit, (jnp.zeros(keys.shape[0], jnp.uint32), jnp.uint32(1 << 31)))[0]
 
 
 def _top_k(x: Array, top_k: Array) -> Array:

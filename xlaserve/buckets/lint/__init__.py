@@ -1,0 +1,1 @@
+"""Lint of lowered graphs: what a compiler that is not here would refuse, said from the graph alone."""

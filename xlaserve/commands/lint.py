@@ -1,0 +1,92 @@
+"""Check every graph that a Neuron device would get against what its compiler is known to refuse. Needs neither weights nor the device.
+
+PATH is a model (a folder with config.json, a .gguf file or a hub id; without it the demo model), or modules that were lowered before: a
+file or a folder of .mlir and .mlirbc (StableHLO), .hlo and .txt (HLO text), .pb (HLO protos). The exit status is 1 where there is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xlaserve.commands.engine_flags import size, whole
+from xlaserve.platforms.neuron import NEURON
+from xlaserve.platforms.platform import Platform
+
+if TYPE_CHECKING:
+    from xlaserve.buckets.lint.report import Report
+    from xlaserve.buckets.lint.target import Target
+
+SUMMARY = "check a model's graphs for Neuron, without a device"
+_SIZES = ("dtype", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_blocks")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    parser.add_argument("path", nargs="?", metavar="PATH", help="a model, or lowered modules")
+    parser.add_argument("--target", choices=("trn1", "inf2", "trn2"), default="trn2", help="the chip (default: trn2)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    group = parser.add_argument_group("sizes", "As `serve` takes them; what is left out fits the model and a core of the target.")
+    group.add_argument("--dtype", default="auto", metavar="DTYPE", help="of weights and activations (default: auto, bfloat16)")
+    group.add_argument("--max-model-len", type=size, metavar="N", help="longest prompt and output together, in tokens")
+    group.add_argument("--max-num-seqs", type=whole, metavar="N", help="most sequences that are generated at the same time")
+    group.add_argument("--max-num-batched-tokens", type=size, metavar="N", help="most prompt tokens computed in one step")
+    group.add_argument("--block-size", type=whole, metavar="N", help="tokens per KV cache block")
+    group.add_argument("--num-blocks", type=size, metavar="N", help="KV cache blocks")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the report; progress goes to stderr."""
+    from xlaserve.buckets.lint.files import lint_files, module_files
+    from xlaserve.buckets.lint.target import TARGETS
+
+    target = TARGETS[args.target]
+    files = module_files(Path(args.path).expanduser()) if args.path else []
+    report = lint_files(files, target) if files else _lint_model(args, target)
+    if args.json:
+        print(json.dumps(report.as_json(), indent=2))
+    else:
+        for line in report.lines():
+            print(line)
+    return 1 if report.count("error") else 0
+
+
+def _lint_model(args: argparse.Namespace, target: Target) -> Report:
+    from xlaserve.buckets.lint.ladder_lint import lint_ladder
+    from xlaserve.engine.build import plan_graphs
+    from xlaserve.engine.config import EngineConfig
+    from xlaserve.models.checkpoint import open_config
+    from xlaserve.models.registry import model_config
+
+    name, raw = open_config(args.path)
+    platform = _AbsentDevice(**{field.name: getattr(NEURON, field.name) for field in fields(NEURON)}, memory=target.memory)
+    config = EngineConfig(model=args.path, **{field: getattr(args, field) for field in _SIZES})
+    limits, ladder, spec, _ = plan_graphs(config, model_config(raw), platform)
+    total = len(ladder.graphs)
+    what = (
+        f"{name} for {target.name}: up to {limits.max_model_len:,} tokens, {limits.max_num_seqs} sequences, {limits.dtype}, {total} graphs"
+    )
+    print(what, file=sys.stderr, flush=True)
+
+    def on_graph(graph: str, done: int) -> None:
+        print(f"graph {done:>3}/{total}  {graph}", file=sys.stderr, flush=True)
+
+    return lint_ladder(spec, ladder, (target,), platform.jax_name, on_graph)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _AbsentDevice(Platform):
+    """A platform of whose device only the memory is known.
+
+    Args:
+        memory: bytes of one core.
+    """
+
+    memory: int
+
+    def kv_budget(self, weight_bytes: int) -> int:
+        return max(0, int(self.memory * 0.9) - weight_bytes)
