@@ -153,7 +153,7 @@ def test_the_command_on_a_model_that_is_only_a_config(tmp_path: Path, capsys: py
     captured = capsys.readouterr()
     report = json.loads(captured.out)
     assert report["target"] == "inf2"
-    assert report["graphs"] == ["generate-1-1", "context-1x128-1", "seat", "copy"]
+    assert report["graphs"] == ["generate-1-1", "context-1x128-1", "seat", "copy", "blank"]
     assert report["counts"]["error"] == 0
     assert report["unchecked"] == []
     assert {finding["rule"] for finding in report["findings"]} >= {"N01"}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from xlaserve.buckets.graphs import GraphSpec, lower_for
-from xlaserve.buckets.ladder import COPY, SEAT, Bucket, ContextBucket, GenerateBucket, Ladder, UpkeepBucket
+from xlaserve.buckets.ladder import BLANK, COPY, SEAT, Bucket, ContextBucket, GenerateBucket, Ladder, UpkeepBucket
 from xlaserve.buckets.lint.contract import contract
 from xlaserve.buckets.lint.hlo import hlo_text, read_hlo
 from xlaserve.buckets.lint.linter import Linter
@@ -17,7 +17,7 @@ from xlaserve.buckets.lint.stablehlo import read_stablehlo
 from xlaserve.buckets.lint.target import Target
 
 _BUILT_IN = ("tiled", "gather")
-_DONATED: dict[UpkeepBucket, tuple[str, ...]] = {SEAT: ("state",), COPY: ("kv",)}
+_DONATED: dict[UpkeepBucket, tuple[str, ...]] = {SEAT: ("state",), COPY: ("kv",), BLANK: ()}
 
 
 def lint_ladder(
