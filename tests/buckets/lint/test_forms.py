@@ -158,7 +158,7 @@ def test_the_command_on_a_model_that_is_only_a_config(tmp_path: Path, capsys: py
     assert report["unchecked"] == []
     assert {finding["rule"] for finding in report["findings"]} >= {"N01"}
     assert all(finding["place"].startswith("xlaserve/") for finding in report["findings"] if finding["op"])
-    assert "graph   4/4  copy" in captured.err
+    assert "graph   5/5  blank" in captured.err
 
 
 def test_the_command_on_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
