@@ -225,7 +225,7 @@ class LadderSizes:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Blocks that tables hold, by factors of two where a graph reads whole tables; where it reads what is in use, one width serves all."""
+        """Blocks that tables hold: by factors of two where a graph reads whole tables; where it reads what is in use, one serves all."""
         if self.generate_lengths:
             return tuple(sorted({length // self.block_size for length in self.generate_lengths}))
         return _doublings(min(8, self.full), self.full) if self.static_width else (self.full,)
@@ -286,7 +286,9 @@ def _check_lengths(sizes: LadderSizes) -> None:
                 near = max(size, length // size * size)
                 raise ConfigError(f"{name} must be multiples of the block size {size}, got {length}: use {near} or {near + size}.")
             if length > longest:
-                raise ConfigError(f"{name} holds {length}, but no sequence has more than {longest} tokens: leave it out, or raise --max-model-len.")
+                raise ConfigError(
+                    f"{name} holds {length}, but no sequence has more than {longest} tokens: leave it out, or raise --max-model-len."
+                )
     if sizes.context_lengths and max(sizes.context_lengths) > sizes.max_num_batched_tokens:
         most = max(sizes.context_lengths)
         raise ConfigError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
 from xlaserve.engine.build import Engine, build
 from xlaserve.engine.config import EngineConfig
 from xlaserve.engine.engine_thread import EngineThread
+from xlaserve.engine.environment import with_environment
 from xlaserve.engine.front_end import FrontEnd
 
 log = logging.getLogger(__name__)

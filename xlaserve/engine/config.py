@@ -99,7 +99,7 @@ class EngineConfig:
         for name in _SWITCHES:
             if not isinstance(value := getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, got {value!r}.")
-        share = self.memory_utilization
+        share: object = self.memory_utilization
         if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1):
             raise ConfigError(f"memory_utilization must be more than 0 and at most 1, got {share!r}.")
         for name in _BUCKET_LISTS:
@@ -238,12 +238,13 @@ def _too_long(wanted: int, longest: int, plan: MemoryPlan, config: EngineConfig,
             f"{f'{shorter}, or ' if shorter else 'Use '}--num-blocks {needed} or more."
         )
     assert plan.planned is not None
-    left = plan.planned - plan.total
+    left = max(0, plan.planned - plan.total)
     beside = f"weights {mebibytes(plan.weights)}, slot state {mebibytes(2 * plan.slots)} and workspace {mebibytes(plan.workspace)}"
     limit = "" if plan.kv_limit is None else f", and at most {mebibytes(plan.kv_limit)} go to it unless --memory-utilization is given"
     return ConfigError(
-        f"max_model_len {wanted} does not fit: it needs {mebibytes(needed * plan.block)} of KV cache, and of {mebibytes(plan.planned)} that may be "
-        f"used, {beside} leave {mebibytes(max(0, left))}{limit}. {shorter or f'Use --num-blocks {needed} if the memory is there, or a smaller model'}."
+        f"max_model_len {wanted} does not fit: it needs {mebibytes(needed * plan.block)} of KV cache. Of the {mebibytes(plan.planned)} "
+        f"that may be used, {beside} leave {mebibytes(left)}{limit}. "
+        f"{shorter or f'Use --num-blocks {needed} if there is memory for it, or a smaller model'}."
     )
 
 

@@ -79,7 +79,9 @@ class MemoryPlan:
         if self.device is not None and self.total + excess > self.device:
             fewer = self.num_blocks - -(-(self.total + excess - self.device) // (self.block + self.wide_block))
             remedy = f"Use --num-blocks {fewer}" if fewer >= 2 else "Use a smaller --max-num-batched-tokens or --max-num-seqs"
-            raise ConfigError(f"The plan of memory does not hold: {line}, and with it {mebibytes(self.total + excess)} are more than there are. {remedy}.")
+            raise ConfigError(
+                f"The plan of memory does not hold: {line}, and with it {mebibytes(self.total + excess)} are more than there are. {remedy}."
+            )
         return f"warning: {line}. The device has room for it"
 
 

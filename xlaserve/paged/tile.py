@@ -1,4 +1,4 @@
-"""How much KV one step of the tiled loop over a context reads. Imports no JAX: the plan of memory counts with it before anything is traced."""
+"""How much KV one step of the tiled loop over a context reads. Imports no JAX: the plan of memory counts with it before any tracing."""
 
 from __future__ import annotations
 

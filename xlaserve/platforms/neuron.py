@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from xlaserve.platforms.held_variable import HeldVariable
 from xlaserve.platforms.neuron_options import NeuronOptions
@@ -23,7 +23,7 @@ class NeuronPlatform(Platform):
         options: what the user sets, compiler flags above all.
     """
 
-    options: NeuronOptions = NeuronOptions()
+    options: NeuronOptions = field(default_factory=NeuronOptions)
 
     def configured(self, neuron: NeuronOptions | None) -> Platform:
         """The platform with these options."""

@@ -10,6 +10,7 @@ import json
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Any
 
 from xlaserve.errors import ConfigError
 from xlaserve.platforms.platform import Family
@@ -112,7 +113,8 @@ def parse_options(text: str) -> NeuronOptions:
     if unknown := sorted(set(given) - known):
         told = [f"{name} (use {_ELSEWHERE[name]})" if name in _ELSEWHERE else name for name in unknown]
         raise ConfigError(f"override_neuron_config does not know {', '.join(told)}; it knows {', '.join(sorted(known))}.")
-    return NeuronOptions(**{name: _flags(name, value) if name.endswith("flags") else value for name, value in given.items()})
+    read: dict[str, Any] = {name: _flags(name, value) if name.endswith("flags") else value for name, value in given.items()}
+    return NeuronOptions(**read)
 
 
 def _flags(name: str, value: object) -> tuple[str, ...]:

@@ -74,7 +74,8 @@ class Platform:
             return jax.devices(self.jax_name)
         except RuntimeError as error:
             raise ConfigError(
-                f"Platform {self.name!r} has no device here: {error}. {self.install} `xlaserve doctor` shows what is here and what is missing."
+                f"Platform {self.name!r} has no device here: {error}. {self.install} "
+                "`xlaserve doctor` shows what is here and what is missing."
             ) from error
 
     def available(self) -> bool:

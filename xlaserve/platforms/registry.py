@@ -18,7 +18,7 @@ _BUILT_IN = (NEURON, CUDA, CPU)
 
 def platforms() -> dict[str, Platform]:
     """Every known platform by name, accelerators first: the order in which they are tried."""
-    found = {platform.name: platform for platform in _BUILT_IN}
+    found: dict[str, Platform] = {platform.name: platform for platform in _BUILT_IN}
     for entry in entry_points(group="xlaserve.platforms"):
         if entry.name in found:
             continue
