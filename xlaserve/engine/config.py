@@ -11,7 +11,7 @@ from typing import Literal
 
 from xlaserve.buckets.ladder import LadderSizes
 from xlaserve.buckets.workspace import workspace_bytes
-from xlaserve.engine.memory_plan import MemoryPlan, mebibytes
+from xlaserve.engine.memory_plan import SMALLER, MemoryPlan, mebibytes
 from xlaserve.engine.seating import slot_bytes
 from xlaserve.errors import ConfigError
 from xlaserve.models.config import ModelConfig
@@ -206,7 +206,7 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
     num_blocks = config.num_blocks or min(useful, plan.most_blocks or useful)
     plan = replace(plan, num_blocks=num_blocks)
     if plan.device is not None and plan.total > plan.device:
-        raise ConfigError(f"The KV cache does not fit: {plan.describe()}. Leave out --num-blocks, or use a smaller one than {num_blocks}.")
+        raise ConfigError(f"The plan of memory does not fit the device: {plan.describe()}. {plan.remedy(plan.total - plan.device)}")
     return Limits(
         dtype=dtype,
         max_model_len=wanted_len,
@@ -244,7 +244,7 @@ def _too_long(wanted: int, longest: int, plan: MemoryPlan, config: EngineConfig,
     return ConfigError(
         f"max_model_len {wanted} does not fit: it needs {mebibytes(needed * plan.block)} of KV cache. Of the {mebibytes(plan.planned)} "
         f"that may be used, {beside} leave {mebibytes(left)}{limit}. "
-        f"{shorter or f'Use --num-blocks {needed} if there is memory for it, or a smaller model'}."
+        f"{f'{shorter}.' if shorter else SMALLER}"
     )
 
 

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from xlaserve.errors import ConfigError
 
 
+SMALLER = "Use a smaller --max-num-seqs, --max-num-batched-tokens or model."
+"""What to do where weights, slot state and workspace alone are too much."""
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """Bytes of one device's memory, by what they are for.
@@ -62,6 +66,11 @@ class MemoryPlan:
         listed = ", ".join(f"{name} {mebibytes(size)}" for name, size in parts)
         return f"{mebibytes(self.total)} of {'unknown' if self.device is None else mebibytes(self.device)}: {listed}"
 
+    def remedy(self, excess: int) -> str:
+        """What a person can do who is `excess` bytes short."""
+        fewer = self.num_blocks - -(-excess // (self.block + self.wide_block))
+        return f"Use --num-blocks {fewer} or less." if fewer >= 2 else SMALLER
+
     def compare(self, needed: int, graph: str) -> str:
         """What the compiled graphs need against what was planned, in one line.
 
@@ -77,10 +86,9 @@ class MemoryPlan:
         if excess <= 0:
             return line
         if self.device is not None and self.total + excess > self.device:
-            fewer = self.num_blocks - -(-(self.total + excess - self.device) // (self.block + self.wide_block))
-            remedy = f"Use --num-blocks {fewer}" if fewer >= 2 else "Use a smaller --max-num-batched-tokens or --max-num-seqs"
             raise ConfigError(
-                f"The plan of memory does not hold: {line}, and with it {mebibytes(self.total + excess)} are more than there are. {remedy}."
+                f"The plan of memory does not hold: {line}, and with it {mebibytes(self.total + excess)} are more than there are. "
+                f"{self.remedy(self.total + excess - self.device)}"
             )
         return f"warning: {line}. The device has room for it"
 

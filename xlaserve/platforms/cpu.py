@@ -10,6 +10,7 @@ from xlaserve.platforms.platform import Platform
 
 _GIB = 1 << 30
 _GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUP = Path("/proc/self/cgroup")
 
 
 class CPUPlatform(Platform):
@@ -55,7 +56,7 @@ def _limit_files() -> list[Path]:
     """Where control groups tell limits: those of this process's group and of all around it, and what a container sees as the root."""
     files = [_GROUPS / "memory.max", _GROUPS / "memory" / "memory.limit_in_bytes"]
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = _OWN_GROUP.read_text().splitlines()
     except OSError:
         return files
     for group in (line.removeprefix("0::/") for line in lines if line.startswith("0::/")):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from xlaserve.platforms.held_variable import HeldVariable
 from xlaserve.platforms.neuron_options import NeuronOptions
-from xlaserve.platforms.neuron_tools import list_devices, package_versions
+from xlaserve.platforms.neuron_tools import list_devices
 from xlaserve.platforms.platform import FAMILIES, Family, Platform
 
 _COMPILER_FLAGS = HeldVariable("NEURON_CC_FLAGS")
@@ -45,9 +45,8 @@ class NeuronPlatform(Platform):
         return _COMPILER_FLAGS.hold(shlex.join(self.options.compiler_flags(family)))
 
     def fingerprint(self) -> dict[str, str]:
-        """The compiler's version and flags, too."""
-        flags = {f"{family}_flags": self.options.key(family) for family in FAMILIES}
-        return {**Platform.fingerprint(self), **package_versions(), **flags}
+        """The compiler's flags, too."""
+        return {**Platform.fingerprint(self), **{f"{family}_flags": self.options.key(family) for family in FAMILIES}}
 
 
 NEURON = NeuronPlatform(
