@@ -467,7 +467,11 @@ def test_doctor_where_a_package_is_missing(monkeypatch: pytest.MonkeyPatch, caps
 
 @pytest.mark.parametrize(
     ("asked", "wanted"),
-    [("cuda", r"XLASERVE_PLATFORM is cuda, which JAX does not have here\..*pip install"), ("tpu", "is tpu, which is none of .*cpu"), ("cpu", None)],
+    [
+        ("cuda", r"XLASERVE_PLATFORM is cuda, which JAX does not have here\..*pip install"),
+        ("tpu", "is tpu, which is none of .*cpu"),
+        ("cpu", None),
+    ],
 )
 def test_doctor_on_the_platform_that_is_asked_for(asked: str, wanted: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLASERVE_PLATFORM", asked)
@@ -506,7 +510,12 @@ def test_doctor_on_a_neuron_machine_that_lacks_everything(
     monkeypatch.setattr(doctor, "_probe_jax", lambda: {"backend": "cpu", "devices": []})
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
-    for wanted in ("neuron chips   unknown: neuron-ls failed with 2", "driver  not loaded", "neuronx-cc     not on PATH", "libneuronxla   not installed"):
+    for wanted in (
+        "neuron chips   unknown: neuron-ls failed with 2",
+        "driver  not loaded",
+        "neuronx-cc     not on PATH",
+        "libneuronxla   not installed",
+    ):
         assert wanted in printed
 
 

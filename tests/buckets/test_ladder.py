@@ -425,8 +425,14 @@ def test_listed_lengths_cover_every_legal_step(size: Sizes, data: st.DataObject)
     [
         ({"context_lengths": (128, 200)}, "context_buckets must be multiples of the block size 128, got 200: use 128 or 256"),
         ({"context_lengths": (100,)}, "got 100: use 128 or 256"),
-        ({"context_lengths": (128, 4096)}, "context_buckets holds 4096, but no sequence has more than 2048 tokens: leave it out, or raise --max-model-len"),
-        ({"context_lengths": (128, 2048)}, "context_buckets holds 2048, more than max_num_batched_tokens 1024.*--max-num-batched-tokens 2048"),
+        (
+            {"context_lengths": (128, 4096)},
+            "context_buckets holds 4096, but no sequence has more than 2048 tokens: leave it out, or raise --max-model-len",
+        ),
+        (
+            {"context_lengths": (128, 2048)},
+            "context_buckets holds 2048, more than max_num_batched_tokens 1024.*--max-num-batched-tokens 2048",
+        ),
         ({"generate_lengths": (2048, 1000)}, "generate_buckets must be multiples of the block size 128, got 1000: use 896 or 1024"),
         ({"generate_lengths": (512, 1024)}, "generate_buckets end at 1024, but.*max_model_len 2000: add 2048, or use --max-model-len 1024"),
         ({"generate_lengths": (2048, 2176)}, "generate_buckets holds 2176, but no sequence has more than 2048"),

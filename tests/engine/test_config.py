@@ -117,7 +117,9 @@ def test_a_share_of_the_memory() -> None:
 def test_a_length_that_cannot_fit_is_refused_with_the_largest_that_can() -> None:
     tight = replace(PLATFORM, budget=fixed_bytes() + 50 * 16 * TOKEN_BYTES)
     longest = limits(tight).max_model_len
-    with pytest.raises(ConfigError, match=rf"max_model_len {longest + 1} does not fit.*weights 0 MiB.*Use --max-model-len {longest} or less"):
+    with pytest.raises(
+        ConfigError, match=rf"max_model_len {longest + 1} does not fit.*weights 0 MiB.*Use --max-model-len {longest} or less"
+    ):
         limits(tight, max_model_len=longest + 1)
     assert limits(tight, max_model_len=longest).max_model_len == longest
 

@@ -46,7 +46,9 @@ def test_nothing_stays_on_the_device_after_readiness(tiny_llm: LLM, monkeypatch:
     """
     prompts = [[1 + (7 * i + j) % 300 for j in range(1 + 11 * i % 90)] for i in range(24)]
     params = [
-        SamplingParams(max_tokens=4 + i % 9, temperature=i % 3 / 2, logprobs=i % 4 or None, repetition_penalty=1.1 if i % 5 == 0 else 1.0, n=1 + i % 2)
+        SamplingParams(
+            max_tokens=4 + i % 9, temperature=i % 3 / 2, logprobs=i % 4 or None, repetition_penalty=1.1 if i % 5 == 0 else 1.0, n=1 + i % 2
+        )
         for i in range(len(prompts))
     ]
     tiny_llm.generate(prompts[:2], params[:2])

@@ -42,7 +42,11 @@ def generate(model: Path, **options: Any) -> list[list[int]]:
 
 @pytest.mark.usefixtures("installed")
 def test_it_runs_a_model_with_its_own_choices(
-    tiny_model: Callable[[str], Path], compile_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny_model: Callable[[str], Path],
+    compile_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = tmp_path / "example-tiny"
     model.symlink_to(tiny_model("llama3"), target_is_directory=True)
@@ -72,5 +76,5 @@ def test_it_is_listed_and_tried_first() -> None:
 
 
 def test_without_the_package_it_is_unknown() -> None:
-    with pytest.raises(ConfigError, match="device must be one of .*, got 'example'"):
+    with pytest.raises(ConfigError, match=r"device must be one of .*, got 'example'"):
         select_platform("example")

@@ -165,11 +165,10 @@ def test_memory_is_a_cores_share_of_its_chip(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("devices", "message"), [("nonsense", "Expecting value"), ([{"nc_count": 2}], "unknown form"), (None, "not on PATH"), (3, "failed with 3")]
+    ("devices", "message"),
+    [("nonsense", "Expecting value"), ([{"nc_count": 2}], "unknown form"), (None, "not on PATH"), (3, "failed with 3")],
 )
-def test_tools_that_fail_are_named_and_stop_nothing(
-    devices: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tools_that_fail_are_named_and_stop_nothing(devices: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_tools(tmp_path, monkeypatch, devices=devices)
     monkeypatch.setattr(jax, "devices", lambda _name: [Core(None)])
     with pytest.raises((OSError, ValueError), match=message):

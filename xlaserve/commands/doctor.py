@@ -129,7 +129,7 @@ def examine(compile_cache: str | None = None) -> dict[str, Any]:
 
 
 def _platforms(jax: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every platform that xlaserve knows, in the order in which they are tried: whether JAX has it, and what to install where it has not."""
+    """Every platform that is known, in the order in which they are tried: whether JAX has it, and what to install where not."""
     from xlaserve.platforms.registry import platforms
 
     # JAX calls devices of its CUDA backend "gpu".
@@ -165,7 +165,9 @@ def _asked(platforms: dict[str, dict[str, Any]]) -> list[str]:
         return []
     if name not in platforms:
         return [f"XLASERVE_PLATFORM is {name}, which is none of {', '.join(platforms)}."]
-    return [] if platforms[name]["available"] else [f"XLASERVE_PLATFORM is {name}, which JAX does not have here. {platforms[name]['install']}"]
+    return (
+        [] if platforms[name]["available"] else [f"XLASERVE_PLATFORM is {name}, which JAX does not have here. {platforms[name]['install']}"]
+    )
 
 
 def _version(package: str) -> str | None:

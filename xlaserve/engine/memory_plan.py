@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from xlaserve.errors import ConfigError
 
-
 SMALLER = "Use a smaller --max-num-seqs, --max-num-batched-tokens or model."
 """What to do where weights, slot state and workspace alone are too much."""
 
