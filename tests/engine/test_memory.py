@@ -12,7 +12,7 @@ import pytest
 from xlaserve import LLM, SamplingParams
 from xlaserve.buckets.compiler import workspace_of
 from xlaserve.buckets.graphs import lower
-from xlaserve.buckets.ladder import COPY, UPKEEP, ContextBucket, GenerateBucket
+from xlaserve.buckets.ladder import BLANK, COPY, UPKEEP, ContextBucket, GenerateBucket
 from xlaserve.buckets.workspace import workspace_bytes
 from xlaserve.engine.runner import Runner
 
@@ -26,7 +26,7 @@ def live_bytes() -> dict[int, int]:
 def test_every_graph_needs_less_than_was_planned(tiny_llm: LLM) -> None:
     engine = tiny_llm._engine
     memory = engine.plan.limits.memory
-    needs = {bucket.name: workspace_of(graph.run) for bucket, graph in engine.graphs.items()}
+    needs = {bucket.name: workspace_of(graph.run) for bucket, graph in engine.graphs.items() if bucket != BLANK}
     assert None not in needs.values()
     largest = max(need for need in needs.values() if need is not None)
     assert largest <= memory.workspace <= 8 * largest, "a bound that is far off wastes memory"

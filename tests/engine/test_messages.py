@@ -14,13 +14,14 @@ from xlaserve.engine.framing import FrameReader, FrameWriter
 from xlaserve.engine.input_processor import InputProcessor
 from xlaserve.engine.messages import (
     Add,
+    Call,
     EngineInfo,
     Failed,
     Finish,
     FromEngine,
     Progress,
     Ready,
-    ResetPrefixCache,
+    Reply,
     Start,
     Step,
     ToEngine,
@@ -29,6 +30,7 @@ from xlaserve.engine.messages import (
 from xlaserve.engine.outputs import EngineStats, RequestMetrics
 from xlaserve.engine.sequence import Sequence
 from xlaserve.errors import CheckpointError, ConfigError, EngineDeadError, UnsupportedModelError
+from xlaserve.platforms.neuron_options import NeuronOptions
 from xlaserve.sampling.params import SamplingParams
 from xlaserve.sampling.scores import TokenScore
 
@@ -38,9 +40,13 @@ STATS = EngineStats(num_running=2, num_blocks=9, finished={"stop": 4})
 TO_ENGINE: list[Any] = [
     Start(EngineConfig(model="m", max_model_len=64, dtype="bfloat16"), 20, None),
     Start(EngineConfig(), 10, "/a:/b"),
+    Start(
+        EngineConfig(memory_utilization=0.5, context_buckets=(64,), generate_buckets=(64,), neuron=NeuronOptions(flags=("-O1",))), 10, None
+    ),
     Finish(2**40, "stop", "日本"),
     Finish(0, "abort"),
-    ResetPrefixCache(),
+    Call(7, "pause", {"mode": "keep"}),
+    Call(8, "trace", {}),
 ]
 FROM_ENGINE: list[Any] = [
     Progress("a line — with 🎈"),
@@ -48,6 +54,9 @@ FROM_ENGINE: list[Any] = [
     Step([TokenEvent(1, 5), TokenEvent(2, None, "error"), TokenEvent(3, 7, "stop", 7, SCORES, METRICS, 48)], 3, 4, 70, 80, STATS),
     Step([], 0, 0, 0, 0, None),
     Failed("ConfigError", "no"),
+    Reply(7),
+    Reply(2**40, [1, "a", None]),
+    Reply(8, error=Failed("EngineStateError", "asleep")),
 ]
 
 

@@ -23,7 +23,7 @@ from jax.experimental import serialize_executable
 
 from xlaserve import __version__
 from xlaserve.buckets.graphs import GraphSpec, StepOutput, lower, scores_prompts
-from xlaserve.buckets.ladder import COPY, SEAT, Bucket, ContextBucket, Ladder, UpkeepBucket
+from xlaserve.buckets.ladder import BLANK, COPY, SEAT, Bucket, ContextBucket, Ladder, UpkeepBucket
 from xlaserve.buckets.store import GraphStore
 from xlaserve.errors import ArtifactError
 from xlaserve.platforms.platform import Device, Family
@@ -166,6 +166,8 @@ def _trees(spec: GraphSpec, bucket: Bucket | UpkeepBucket) -> tuple[Any, Any]:
     params, kv, state = (0,) * len(spec.parameters()), (0,) * len(spec.kv()), spec.state()
     if bucket == COPY:
         return jax.tree.structure(((kv, 0, 0), {})), jax.tree.structure(kv)
+    if bucket == BLANK:
+        return jax.tree.structure(((), {})), jax.tree.structure((kv, state))
     if bucket == SEAT:
         return jax.tree.structure(((state, *(0 for _ in state)), {})), jax.tree.structure(state)
     assert not isinstance(bucket, UpkeepBucket)

@@ -3,6 +3,7 @@
     step(params, kv, state, batch) -> (kv, state, output)
     seat(state, slot, ...) -> state
     copy(kv, source, target) -> kv
+    blank() -> (kv, state)
 
 `kv` and `state` are donated: the compiled graph updates them in place. Sampled tokens stay on the device in the state, one place per
 sequence slot, where the next generate step reads them; the host reads `output` later.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
-from xlaserve.buckets.ladder import COPIES, COPY, SEAT, Bucket, ContextBucket, GenerateBucket, UpkeepBucket
+from xlaserve.buckets.ladder import BLANK, COPIES, COPY, SEAT, Bucket, ContextBucket, GenerateBucket, UpkeepBucket
 from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, row_width, table_at
 from xlaserve.models.config import ModelConfig
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
@@ -126,6 +128,12 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
     return step
 
 
+def make_blank(spec: GraphSpec) -> tuple[tuple[Array, ...], SlotState]:
+    """What the device keeps between steps, zeroed."""
+    kv, state = jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), (spec.kv(), spec.state()))
+    return kv, state
+
+
 def scores_prompts(spec: GraphSpec, bucket: Bucket) -> bool:
     """Whether a graph can score prompt tokens. Without conditionals every prompt would pay for it, so no graph does."""
     return spec.branches and isinstance(bucket, ContextBucket)
@@ -143,6 +151,8 @@ def lower(spec: GraphSpec, bucket: Bucket | UpkeepBucket, device: Device) -> jax
     if bucket == COPY:
         blocks = jax.ShapeDtypeStruct((COPIES,), jnp.int32)
         return jax.jit(copy_blocks, donate_argnums=0).lower(kv, blocks, blocks)
+    if bucket == BLANK:
+        return jax.jit(partial(make_blank, spec), out_shardings=place).lower()
     if bucket == SEAT:
         rows = [jax.ShapeDtypeStruct(table.shape[1:], table.dtype) for table in state]
         return jax.jit(seat, donate_argnums=0, keep_unused=True).lower(state, *rows)

@@ -11,7 +11,7 @@ from jax import Array
 
 from xlaserve.buckets.compiler import Compiler, Graph, collect, store_key, workspace_of
 from xlaserve.buckets.graphs import GraphSpec
-from xlaserve.buckets.ladder import Bucket, Ladder, UpkeepBucket, make_ladder
+from xlaserve.buckets.ladder import BLANK, Bucket, Ladder, UpkeepBucket, make_ladder
 from xlaserve.buckets.layout import MAX_EOS_IDS
 from xlaserve.buckets.store import GraphStore
 from xlaserve.engine.calibration import calibrate
@@ -177,7 +177,9 @@ def compile_graphs(
 
     graphs = collect(futures, on_graph)
     progress(f"graphs are kept in {store.directory}")
-    if needs := {graph.bucket.name: workspace for graph in graphs.values() if (workspace := workspace_of(graph.run)) is not None}:
+    # What BLANK gives is the KV cache itself, where there is none.
+    found = {graph.bucket.name: workspace_of(graph.run) for graph in graphs.values() if graph.bucket != BLANK}
+    if needs := {name: workspace for name, workspace in found.items() if workspace is not None}:
         largest = max(needs, key=needs.__getitem__)
         progress(f"memory    {plan.limits.memory.compare(needs[largest], largest)}")
     return graphs
@@ -190,9 +192,10 @@ def measure_costs(plan: Plan, config: EngineConfig, graphs: dict[Bucket | Upkeep
     """
 
     def measure() -> dict[Bucket, int]:
-        device = plan.platform.devices()[0]
-        weights = placeholder_weights(plan.spec.parameters(), device)
-        runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, weights, device)
+        def load() -> tuple[Array, ...]:
+            return placeholder_weights(plan.spec.parameters(), plan.platform.devices()[0])
+
+        runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, load(), load, plan.platform.trim)
         runner.warm_up()
         return runner.measure()
 
@@ -212,13 +215,14 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
     for line in plan.describe().splitlines():
         progress(line)
     device = plan.platform.devices()[0]
+    parameters, rows = plan.spec.parameters(), fused_rows(plan.model)
     weights: list[tuple[Array, ...]] = []
 
-    def load() -> None:
-        weights.append(load_weights(plan.checkpoint, plan.spec.parameters(), device, fused_rows=fused_rows(plan.model)))
+    def load() -> tuple[Array, ...]:
+        return load_weights(plan.checkpoint, parameters, device, fused_rows=rows)
 
-    graphs = compile_graphs(plan, config, progress, meanwhile=load)
-    runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, weights.pop(), device)
+    graphs = compile_graphs(plan, config, progress, meanwhile=lambda: weights.append(load()))
+    runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, weights.pop(), load, plan.platform.trim)
     runner.warm_up()
     plan = replace(plan, ladder=calibrate(plan.ladder, graph_store(plan, config), runner.measure, progress))
     limits = plan.limits

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from xlaserve.buckets.ladder import LadderSizes
 from xlaserve.buckets.workspace import workspace_bytes
@@ -99,7 +99,7 @@ class EngineConfig:
         for name in _SWITCHES:
             if not isinstance(value := getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, got {value!r}.")
-        share: object = self.memory_utilization
+        share: Any = self.memory_utilization
         if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1):
             raise ConfigError(f"memory_utilization must be more than 0 and at most 1, got {share!r}.")
         for name in _BUCKET_LISTS:

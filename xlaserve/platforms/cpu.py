@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import sys
 from pathlib import Path
 
 from xlaserve.platforms.platform import Platform
@@ -31,6 +33,11 @@ class CPUPlatform(Platform):
     def widens(self, dtype: str) -> bool:
         """XLA:CPU has no arithmetic in the short types: it converts weights and even the KV cache, whole."""
         return dtype != "float32"
+
+    def trim(self) -> None:
+        """Arrays are the process's memory, which glibc holds on to until it is told not to; other allocators return it by themselves."""
+        if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+            trim(0)
 
     def fingerprint(self) -> dict[str, str]:
         """XLA compiles for exactly these CPU features and this many cores."""

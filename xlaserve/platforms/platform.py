@@ -120,6 +120,9 @@ class Platform:
         """What must hold while a graph of a family is compiled, in whatever thread."""
         return nullcontext()
 
+    def trim(self) -> None:
+        """Offer the machine what arrays have given back. Here nothing is to be done: the device's allocator has it."""
+
     def fingerprint(self) -> dict[str, str]:
         """What else an executable for this platform depends on, as names and values to compare."""
         device = self.devices()[0]
