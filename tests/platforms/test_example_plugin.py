@@ -66,6 +66,21 @@ def test_it_runs_a_model_with_its_own_choices(
     with caplog.at_level(logging.INFO, "xlaserve"):
         assert generate(model) == tokens
     assert " compiled in " not in caplog.text
+    assert "warning" not in caplog.text, "graphs need no more memory than was planned"
+    # Nor does it matter which buckets there are; here they come from the variables of another stack.
+    monkeypatch.setenv("NEURON_CONTEXT_LENGTH_BUCKETS", "64")
+    monkeypatch.setenv("NEURON_TOKEN_GEN_BUCKETS", "64,128")
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "xlaserve"):
+        assert generate(model, max_num_seqs=1) == tokens
+    assert {line.split()[2] for line in caplog.messages if line.startswith("graph ") and "-" in line} == {
+        "context-1x64-2",
+        "context-1x64-4",
+        "generate-1-2",
+        "generate-1-4",
+    }
+    monkeypatch.delenv("NEURON_CONTEXT_LENGTH_BUCKETS")
+    monkeypatch.delenv("NEURON_TOKEN_GEN_BUCKETS")
     assert generate(model, device="cpu", max_num_seqs=2, max_num_batched_tokens=64, num_blocks=17) == tokens
 
 
