@@ -21,13 +21,14 @@ import httpx
 import pytest
 
 from tests.conftest import TINY_ENGINE
+from tests.platforms.fake_neuron import CHIP, put_tools
 from tests.server.live import Live, live_server
 from tests.server.scripted_engine import ScriptedEngine
 from xlaserve import __version__
 from xlaserve.buckets.ladder import UPKEEP
 from xlaserve.cli import main
-from xlaserve.commands import doctor
-from xlaserve.commands.engine_flags import ENGINE_FIELDS, size
+from xlaserve.commands import doctor, doctor_neuron
+from xlaserve.commands.engine_flags import ENGINE_FIELDS, add_engine_arguments, size
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 60
@@ -119,6 +120,42 @@ def test_engine_flags_are_the_fields_of_engine_config() -> None:
 )
 def test_sizes(text: str, value: int) -> None:
     assert size(text) == value
+
+
+def test_flags_of_memory_and_buckets() -> None:
+    parser = argparse.ArgumentParser()
+    add_engine_arguments(parser)
+    given = ["--max-model-len=auto", "--memory-utilization=.5", "--context-buckets=128,1K", "--generate-buckets=512"]
+    args = parser.parse_args([*given, '--override-neuron-config={"logical_nc_config": 2}'])
+    assert (args.max_model_len, args.memory_utilization) == (None, 0.5)
+    assert (args.context_buckets, args.generate_buckets) == ((128, 1024), (512,))
+    assert args.neuron.logical_nc_config == 2
+    assert parser.parse_args(["--max-model-len=8k"]).max_model_len == 8000
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--memory-utilization=1.5", "1.5. is not a share"),
+        ("--memory-utilization=none", "is not a share"),
+        ("--context-buckets=128,", "is not a positive whole number"),
+        ("--max-model-len=Auto", "is not a positive whole number"),
+        ('--override-neuron-config={"lnc": 2}', "does not know lnc; it knows"),
+    ],
+)
+def test_wrong_flags_of_memory_and_buckets(flag: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["compile", flag])
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_the_environment_stands_in_for_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("XLASERVE_PLATFORM", "nowhere")
+    assert main(["compile"]) == 2
+    assert "device must be one of" in capsys.readouterr().err
+    monkeypatch.setenv("NEURON_TOKEN_GEN_BUCKETS", "128;256")
+    assert main(["compile"]) == 2
+    assert "NEURON_TOKEN_GEN_BUCKETS must be whole numbers with commas" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "k", "1.5", "8 K 9", "1e3", "0.0001k", "NaN", "٣"])
@@ -426,6 +463,66 @@ def test_doctor_where_a_package_is_missing(monkeypatch: pytest.MonkeyPatch, caps
     printed = capsys.readouterr().out
     assert "no-such-package MISSING" in printed
     assert "pip install --upgrade xlaserve" in printed
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        ("cuda", r"XLASERVE_PLATFORM is cuda, which JAX does not have here\..*pip install"),
+        ("tpu", "is tpu, which is none of .*cpu"),
+        ("cpu", None),
+    ],
+)
+def test_doctor_on_the_platform_that_is_asked_for(asked: str, wanted: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLASERVE_PLATFORM", asked)
+    monkeypatch.setattr(doctor, "_probe_jax", lambda: {"backend": "cpu", "devices": [{"platform": "cpu", "kind": "cpu", "id": 0}]})
+    report = doctor.examine()
+    assert {name: known["available"] for name, known in report["platforms"].items()} == {"neuron": False, "cuda": False, "cpu": True}
+    said = " ".join(hint for hint in report["hints"] if "XLASERVE_PLATFORM" in hint)
+    assert re.search(wanted, said) if wanted else not said
+
+
+def test_doctor_on_a_neuron_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    put_tools(tmp_path, monkeypatch, devices=[CHIP, {**CHIP, "neuron_device": 1}], compiler="NeuronX Compiler version 2.27.4747.0")
+    (tmp_path / "version").write_text("2.26.5.0\n")
+    monkeypatch.setattr(doctor_neuron, "_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(doctor_neuron, "package_versions", lambda: {"libneuronxla": "3.0.2891"})
+    monkeypatch.setenv("NEURON_RT_VISIBLE_CORES", "0-3")
+    monkeypatch.setattr(doctor, "_probe_jax", lambda: {"backend": "cpu", "devices": []})
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    for wanted in (
+        "neuron chips   2 of trn2.3xlarge, 8 cores of 24.0 GiB, 2 physical cores each",
+        "neuron cores   0-3 visible",
+        "neuron driver  2.26.5.0",
+        "neuronx-cc     NeuronX Compiler version 2.27.4747.0",
+        "libneuronxla   libneuronxla 3.0.2891",
+        "docs/platforms.md has the command",
+    ):
+        assert wanted in printed
+
+
+def test_doctor_on_a_neuron_machine_that_lacks_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_tools(tmp_path, monkeypatch, devices=2)
+    monkeypatch.setattr(doctor_neuron, "_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(doctor, "_probe_jax", lambda: {"backend": "cpu", "devices": []})
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    for wanted in (
+        "neuron chips   unknown: neuron-ls failed with 2",
+        "driver  not loaded",
+        "neuronx-cc     not on PATH",
+        "libneuronxla   not installed",
+    ):
+        assert wanted in printed
+
+
+def test_doctor_says_nothing_of_neuron_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_neuron", lambda: False)
+    monkeypatch.setattr(doctor, "_probe_jax", lambda: {"backend": "cpu", "devices": []})
+    assert doctor.examine()["neuron"] is None
 
 
 def test_doctor_hints_at_a_missing_plugin(monkeypatch: pytest.MonkeyPatch) -> None:

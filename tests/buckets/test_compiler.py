@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -175,6 +177,29 @@ def test_a_graph_that_does_not_compile_is_an_error(setup: Setup, monkeypatch: py
     monkeypatch.setattr(compiler_module, "lower", broken)
     with pytest.raises(RuntimeError, match="no such instruction"):
         prepare(setup.spec, None)
+
+
+def test_each_family_is_compiled_under_its_own_conditions(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, str] = {}
+    held = threading.local()
+
+    @contextmanager
+    def compiling(family: str) -> Generator[None]:
+        held.family = family
+        yield
+        held.family = None
+
+    class Lowered:
+        def __init__(self, bucket: Bucket | UpkeepBucket) -> None:
+            self.bucket = bucket
+
+        def compile(self) -> object:
+            seen[self.bucket.name] = held.family
+            return None
+
+    monkeypatch.setattr(compiler_module, "lower", lambda _spec, bucket, _device: Lowered(bucket))
+    collect(Compiler(setup.spec, device(), None, 2, compiling).start(LADDER), lambda _graph, _done: None)
+    assert seen == {bucket.name: bucket.name.partition("-")[0] if "-" in bucket.name else "upkeep" for bucket in LADDER.graphs}
 
 
 def size(arrays: Iterable[Any]) -> int:

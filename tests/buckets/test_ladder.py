@@ -26,6 +26,8 @@ class Sizes:
     max_num_batched_tokens: int
     block_size: int
     static_width: bool
+    context_lengths: tuple[int, ...] = ()
+    generate_lengths: tuple[int, ...] = ()
 
     def ladder(self) -> Ladder:
         return make_ladder(
@@ -34,6 +36,8 @@ class Sizes:
             max_num_batched_tokens=self.max_num_batched_tokens,
             block_size=self.block_size,
             static_width=self.static_width,
+            context_lengths=self.context_lengths,
+            generate_lengths=self.generate_lengths,
         )
 
     @property
@@ -379,3 +383,61 @@ def test_names_tell_buckets_apart() -> None:
 def test_a_batch_smaller_than_a_block_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"max_num_batched_tokens.*block size \(128\), got 64"):
         Sizes(4096, 16, 64, 128, True).ladder()
+
+
+@st.composite
+def listed_sizes(draw: st.DrawFn) -> Sizes:
+    """Sizes with lists of lengths that are allowed, one of them or both."""
+    size = draw(sizes())
+    block = size.block_size
+    longest = min(size.max_num_batched_tokens // block, size.full)
+    context = draw(st.sets(st.integers(1, longest), min_size=1, max_size=5))
+    generate = draw(st.sets(st.integers(1, size.full), max_size=5)) | {size.full}
+    which = draw(st.sampled_from(("context", "generate", "both")))
+    return replace(
+        size,
+        context_lengths=() if which == "generate" else tuple(n * block for n in context),
+        generate_lengths=() if which == "context" else tuple(n * block for n in generate),
+    )
+
+
+@examples(150)
+@given(listed_sizes(), st.data())
+def test_listed_lengths_cover_every_legal_step(size: Sizes, data: st.DataObject) -> None:
+    ladder, block = size.ladder(), size.block_size
+    rows, width = data.draw(st.integers(1, size.max_num_seqs)), data.draw(st.integers(1, size.full))
+    chosen = ladder.pick_generate(rows, width)
+    assert (chosen.rows >= rows, chosen.width >= width) == (True, True)
+    tokens = data.draw(st.integers(1, size.max_model_len))
+    start = data.draw(st.integers(0, (size.max_model_len - tokens) // block)) * block
+    budget = data.draw(st.integers(block, size.max_num_batched_tokens))
+    choice = ladder.pick_context([tokens], [start], budget)
+    assert choice is not None
+    check_legal(Queue(size, ladder, [tokens], [start], budget), choice)
+    if size.context_lengths:
+        assert {bucket.length for bucket in ladder.context} == set(size.context_lengths)
+    if size.generate_lengths:
+        assert {bucket.width * block for bucket in ladder.generate} == set(size.generate_lengths)
+
+
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        ({"context_lengths": (128, 200)}, "context_buckets must be multiples of the block size 128, got 200: use 128 or 256"),
+        ({"context_lengths": (100,)}, "got 100: use 128 or 256"),
+        (
+            {"context_lengths": (128, 4096)},
+            "context_buckets holds 4096, but no sequence has more than 2048 tokens: leave it out, or raise --max-model-len",
+        ),
+        (
+            {"context_lengths": (128, 2048)},
+            "context_buckets holds 2048, more than max_num_batched_tokens 1024.*--max-num-batched-tokens 2048",
+        ),
+        ({"generate_lengths": (2048, 1000)}, "generate_buckets must be multiples of the block size 128, got 1000: use 896 or 1024"),
+        ({"generate_lengths": (512, 1024)}, "generate_buckets end at 1024, but.*max_model_len 2000: add 2048, or use --max-model-len 1024"),
+        ({"generate_lengths": (2048, 2176)}, "generate_buckets holds 2176, but no sequence has more than 2048"),
+    ],
+)
+def test_lists_that_cannot_be_are_told_what_to_change(lists: dict[str, tuple[int, ...]], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(Sizes(2000, 4, 1024, 128, True), **lists).ladder()

@@ -39,15 +39,22 @@ TOKEN_BYTES = 2 * 2 * 2 * 16 * 4
 
 @dataclass(frozen=True, slots=True)
 class FixedMemory(Platform):
-    """A platform with a given number of bytes for KV."""
+    """A platform with a given number of bytes, all of which may be used; None says nothing."""
 
-    budget: int = 1 << 30
+    budget: int | None = 1 << 30
+    widened: bool = False
 
-    def kv_budget(self, weight_bytes: int) -> int:
-        return max(0, self.budget - weight_bytes)
+    def memory(self) -> int | None:
+        return self.budget
+
+    def planned_memory(self, utilization: float | None) -> int | None:
+        return None if self.budget is None else int(self.budget * (utilization or 1))
+
+    def widens(self, dtype: str) -> bool:
+        return self.widened and dtype != "float32"
 
 
-PLATFORM = FixedMemory("test", "cpu", "float32", 16, 32, 512, "tiled", True, "")
+PLATFORM = FixedMemory("test", "cpu", "float32", 16, 32, 512, "tiled", True, "sort", "")
 
 
 def limits(platform: Platform = PLATFORM, weight_bytes: int = 0, **options: Any) -> Limits:
@@ -65,17 +72,95 @@ def test_defaults_come_from_model_and_platform() -> None:
     )
     assert found.num_blocks == 32 * 128 + 1, "as many as all sequences at full length could use, and the null block"
     assert found.kv_tokens == 32 * 2048
-    assert found.kv_bytes == found.num_blocks * 16 * TOKEN_BYTES
+    assert found.memory.kv == found.num_blocks * 16 * TOKEN_BYTES
+
+
+def fixed_bytes(**options: Any) -> int:
+    """What weights of no size leave out: slot state and workspace."""
+    memory = limits(**options).memory
+    return memory.total - memory.kv
 
 
 def test_memory_bounds_blocks_and_length() -> None:
-    budget = 100 * 16 * TOKEN_BYTES + slot_bytes(PLATFORM.max_num_seqs, MODEL.vocab_size)
-    tight = replace(PLATFORM, budget=budget + 16 * TOKEN_BYTES - 1)
-    assert limits(tight).num_blocks == 101
-    assert limits(tight).max_model_len == 1600
-    assert limits(tight, weight_bytes=50 * 16 * TOKEN_BYTES).num_blocks == 51
-    assert limits(tight, dtype="bfloat16").num_blocks == 202
-    assert limits(tight, dtype="bfloat16").max_model_len == 2048
+    block = 16 * TOKEN_BYTES
+    tight = replace(PLATFORM, budget=fixed_bytes(max_model_len=99 * 16) + 101 * block - 1)
+    assert limits(tight).num_blocks == 100
+    assert limits(tight).max_model_len == 99 * 16, "one block is the null block"
+    assert limits(tight).memory.total <= tight.budget
+    assert 50 <= limits(tight, weight_bytes=50 * block).num_blocks <= 55, "shorter tables leave a little"
+    assert limits(tight, max_model_len=40).num_blocks == 32 * 3 + 1, "no more than all sequences could use"
+
+
+def test_the_plan_tells_what_the_memory_is_for() -> None:
+    memory = limits(weight_bytes=5 << 20).memory
+    assert memory.weights == 5 << 20
+    assert memory.slots == slot_bytes(32, MODEL.vocab_size)
+    assert memory.total == memory.weights + 2 * memory.slots + memory.workspace + memory.kv
+    assert re.fullmatch(r"\d+ MiB of 1,024 MiB: weights 5 MiB, slot state \d+ MiB, workspace up to \d+ MiB, KV 32 MiB", memory.describe())
+
+
+def test_types_that_the_compiler_widens_take_more() -> None:
+    block = 16 * TOKEN_BYTES // 2
+    plain = limits(dtype="bfloat16", max_model_len=64, weight_bytes=2000)
+    wide = limits(replace(PLATFORM, widened=True), dtype="bfloat16", max_model_len=64, weight_bytes=2000)
+    assert wide.memory.total == plain.memory.total + 2 * 2000 + plain.num_blocks * 2 * block
+    tight = replace(PLATFORM, widened=True, budget=fixed_bytes(dtype="bfloat16", max_model_len=64) + 60 * block)
+    assert limits(tight, dtype="bfloat16", max_model_len=64).num_blocks == 20
+
+
+def test_a_share_of_the_memory() -> None:
+    half, full = (limits(replace(PLATFORM, budget=4 << 20), max_num_seqs=1, memory_utilization=share) for share in (0.5, 1))
+    assert half.memory.total <= 2 << 20 < full.memory.total <= 4 << 20
+    assert half.num_blocks < full.num_blocks
+
+
+def test_a_length_that_cannot_fit_is_refused_with_the_largest_that_can() -> None:
+    tight = replace(PLATFORM, budget=fixed_bytes() + 50 * 16 * TOKEN_BYTES)
+    longest = limits(tight).max_model_len
+    with pytest.raises(
+        ConfigError, match=rf"max_model_len {longest + 1} does not fit.*weights 0 MiB.*Use --max-model-len {longest} or less"
+    ):
+        limits(tight, max_model_len=longest + 1)
+    assert limits(tight, max_model_len=longest).max_model_len == longest
+
+
+def test_blocks_that_are_asked_for_must_be_in_the_device() -> None:
+    small = replace(PLATFORM, budget=fixed_bytes(max_model_len=1584) + 100 * 16 * TOKEN_BYTES)
+    assert limits(small, num_blocks=100, max_model_len=1584).num_blocks == 100
+    with pytest.raises(ConfigError, match=r"does not fit.*Use --num-blocks 100 or less"):
+        limits(small, num_blocks=101, max_model_len=1584)
+
+
+def test_a_device_that_does_not_tell_its_memory_asks_for_a_number() -> None:
+    silent = replace(PLATFORM, budget=None)
+    with pytest.raises(ConfigError, match=r"'test' does not report its memory.*--num-blocks"):
+        limits(silent)
+    assert limits(silent, num_blocks=12).num_blocks == 12
+    assert "of unknown:" in limits(silent, num_blocks=12).memory.describe()
+
+
+def test_compiled_graphs_are_held_against_the_plan() -> None:
+    memory = limits(replace(PLATFORM, budget=64 << 20), num_blocks=33).memory
+    spare = memory.peak_workspace + memory.device - memory.total  # type: ignore[operator]
+    assert memory.compare(memory.peak_workspace, "generate-1-8").startswith("workspace is ")
+    assert memory.compare(spare, "generate-1-8").startswith("warning: workspace is ")
+    with pytest.raises(ConfigError, match=r"plan of memory does not hold.*for generate-1-8.*Use --num-blocks 32 or less\."):
+        memory.compare(spare + 1, "generate-1-8")
+    with pytest.raises(ConfigError, match="smaller --max-num-seqs, --max-num-batched-tokens or model"):
+        memory.compare(1 << 40, "generate-1-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"context_buckets": [64, 32]}, {"max_num_batched_tokens": 512, "max_model_len": 2048}),
+        ({"context_buckets": (1024,)}, {"max_num_batched_tokens": 1024}),
+        ({"generate_buckets": (512, 256)}, {"max_model_len": 512}),
+    ],
+)
+def test_bucket_lists_settle_what_was_left_open(options: dict[str, Any], wanted: dict[str, int]) -> None:
+    found = limits(**options)
+    assert {name: getattr(found, name) for name in wanted} == wanted
 
 
 def test_wishes_are_kept() -> None:
@@ -139,6 +224,14 @@ def test_values_of_the_wrong_kind_are_named(field: str, value: object) -> None:
         ({"scheduling_policy": "sjf"}, "scheduling_policy must be fcfs or priority, got 'sjf'"),
         ({"enable_prefix_caching": "no"}, "enable_prefix_caching must be true or false, got .no."),
         ({"async_scheduling": 1}, "async_scheduling must be true or false, got 1"),
+        ({"memory_utilization": 0}, "memory_utilization must be more than 0 and at most 1, got 0"),
+        ({"memory_utilization": 1.01}, "got 1.01"),
+        ({"memory_utilization": True}, "got True"),
+        ({"memory_utilization": float("nan")}, "got nan"),
+        ({"context_buckets": []}, "context_buckets must be different positive whole numbers"),
+        ({"context_buckets": [16, 16]}, r"whole numbers, got \[16, 16\]"),
+        ({"generate_buckets": (0, 16)}, "generate_buckets must be different positive"),
+        ({"generate_buckets": "128,256"}, "generate_buckets must be .*'128,256'"),
     ],
 )
 def test_values_out_of_range_are_named(options: dict[str, Any], message: str) -> None:
@@ -165,7 +258,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-@given(OPTIONS, st.sampled_from((0, 1, TOKEN_BYTES, 10 * 16 * TOKEN_BYTES, 1 << 30)))
+@given(OPTIONS, st.sampled_from((96 << 20, 128 << 20, 1 << 30)))
 @examples(400)
 def test_what_settles_can_run_and_what_does_not_says_what_would(options: dict[str, Any], budget: int) -> None:
     found = try_settle(options, budget)

@@ -30,6 +30,7 @@ from xlaserve.engine.messages import (
 from xlaserve.engine.outputs import EngineStats, RequestMetrics
 from xlaserve.engine.sequence import Sequence
 from xlaserve.errors import CheckpointError, ConfigError, EngineDeadError, UnsupportedModelError
+from xlaserve.platforms.neuron_options import NeuronOptions
 from xlaserve.sampling.params import SamplingParams
 from xlaserve.sampling.scores import TokenScore
 
@@ -39,6 +40,9 @@ STATS = EngineStats(num_running=2, num_blocks=9, finished={"stop": 4})
 TO_ENGINE: list[Any] = [
     Start(EngineConfig(model="m", max_model_len=64, dtype="bfloat16"), 20, None),
     Start(EngineConfig(), 10, "/a:/b"),
+    Start(
+        EngineConfig(memory_utilization=0.5, context_buckets=(64,), generate_buckets=(64,), neuron=NeuronOptions(flags=("-O1",))), 10, None
+    ),
     Finish(2**40, "stop", "日本"),
     Finish(0, "abort"),
     Call(7, "pause", {"mode": "keep"}),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xlaserve.paged import attention
+from xlaserve.paged import tile
 from xlaserve.paged.attention import PagedKV, StepShape
 
 HEAD_DIM = 8
@@ -146,7 +146,7 @@ def test_random_steps(seed: int) -> None:
 @pytest.mark.parametrize(("tile_tokens", "window"), [(16, None), (64, 24), (160, 24)])
 def test_tiles_of_any_size_give_the_same(tile_tokens: int, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many tiles, a table that no tile divides, windows that begin in the middle of one."""
-    monkeypatch.setattr(attention, "TILE_TOKENS", tile_tokens)
+    monkeypatch.setattr(tile, "TILE_TOKENS", tile_tokens)
     attend.cache_clear()
     try:
         for length, rows in ((16, [Row(112, 16), Row(96, 3)]), (1, [Row(118, 1), Row(5, 1)])):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -110,19 +111,42 @@ def test_a_broken_third_party_stops_nobody_else(value: str, monkeypatch: pytest.
 
 def test_the_package_offers_its_own_platforms_as_entry_points() -> None:
     import tomllib
-    from pathlib import Path
 
     declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["entry-points"]["xlaserve.platforms"]
     assert {name: EntryPoint(name, value, "g").load() for name, value in declared.items()} == {"cpu": CPU, "cuda": CUDA, "neuron": NEURON}
 
 
-def test_cpu_memory_is_a_sixteenth_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_gives_kv_a_sixteenth_within_bounds_unless_a_share_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     gib = 1 << 30
     for total, wanted in ((gib, gib // 4), (16 * gib, gib), (512 * gib, 4 * gib)):
         monkeypatch.setattr(cpu_module, "total_memory", lambda total=total: total)
-        assert CPU.kv_budget(123) == wanted
+        assert CPU.kv_limit(None) == wanted
+        assert CPU.kv_limit(0.5) is None
+        assert (CPU.planned_memory(None), CPU.planned_memory(0.5)) == (int(total * 0.9), total // 2)
     monkeypatch.undo()
     assert 0 < cpu_module.total_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize(("limit", "wanted"), [("max", None), ("1000", 1000)])
+def test_cpu_memory_is_the_control_groups_where_that_is_lower(
+    limit: str, wanted: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "memory.max").write_text("max\n")
+    monkeypatch.setattr(cpu_module, "_GROUPS", tmp_path)
+    free = cpu_module.total_memory()
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    assert cpu_module.total_memory() == (wanted or free)
+
+
+def test_cpu_memory_is_the_lowest_of_the_groups_around_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.slice" / "b.service").mkdir(parents=True)
+    (tmp_path / "a.slice" / "memory.max").write_text("5000\n")
+    (tmp_path / "a.slice" / "b.service" / "memory.max").write_text("max\n")
+    own = tmp_path / "cgroup"
+    own.write_text("0::/a.slice/b.service\n")
+    monkeypatch.setattr(cpu_module, "_GROUPS", tmp_path)
+    monkeypatch.setattr(cpu_module, "_OWN_GROUP", own)
+    assert cpu_module.total_memory() == 5000
 
 
 class Device:
@@ -137,17 +161,32 @@ class Device:
         return self._stats
 
 
-@pytest.mark.parametrize(("stats", "wanted"), [({"bytes_limit": 1000}, 500), ({"bytes_limit": 300}, 0)])
-def test_accelerator_memory_is_what_weights_leave(stats: dict[str, int], wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jax, "devices", lambda _name: [Device(stats)])
-    assert CUDA.kv_budget(400) == wanted
+def test_an_accelerators_memory_is_what_its_client_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "devices", lambda _name: [Device({"bytes_limit": 1000})])
+    assert (PRESENT.memory(), PRESENT.planned_memory(None), PRESENT.planned_memory(0.5)) == (1000, 900, 500)
+    assert PRESENT.kv_limit(None) is None
 
 
 @pytest.mark.parametrize("stats", [None, {}])
-def test_an_accelerator_that_tells_nothing_asks_for_a_number(stats: dict[str, int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_accelerator_that_tells_nothing(stats: dict[str, int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "devices", lambda _name: [Device(stats)])
-    with pytest.raises(ConfigError, match=r"'cuda' does not report its memory.*--num-blocks"):
-        CUDA.kv_budget(0)
+    assert (CUDA.memory(), CUDA.planned_memory(0.5)) == (None, None)
+
+
+def test_an_absent_platform_has_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    only_cpu(monkeypatch)
+    assert CUDA.memory() is None
+
+
+def test_cudas_client_takes_the_share_when_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own choice would be three quarters of the card; what it has taken is what there is to plan with."""
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    monkeypatch.setattr(jax, "devices", lambda _name: [Device({"bytes_limit": 64000})])
+    select_platform("cuda", 0.5)
+    assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.5000"
+    assert CUDA.planned_memory(0.5) == 63000
+    select_platform("cuda", 0.7)
+    assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.5000", "what is set stays"
 
 
 def test_cpu_executables_depend_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,6 @@ from xlaserve.models.layers import fused_rows
 from xlaserve.models.registry import model_config
 from xlaserve.models.weights import load_weights
 from xlaserve.paged.attention import PagedKV, StepShape
-from xlaserve.platforms.platform import AttentionKind
 
 BLOCK = 16
 
@@ -34,14 +33,14 @@ class LogitsEngine:
         max_len: longest prompt in tokens.
     """
 
-    def __init__(self, path: Path | str, attention: AttentionKind = "tiled", max_len: int = 2048) -> None:
+    def __init__(self, path: Path | str, attention: str = "tiled", max_len: int = 2048) -> None:
         checkpoint = open_checkpoint(path)
         self.config = model_config(checkpoint.config)
         shapes = parameter_shapes(self.config, jnp.dtype("float32"))
         self._names = tuple(shapes)
         self._params = load_weights(checkpoint, shapes, jax.devices("cpu")[0], fused_rows=fused_rows(self.config))
         self._model = CausalLM(self.config, jnp.dtype("float32"))
-        self._attention: AttentionKind = attention
+        self._attention: str = attention
         self._blocks = -(-max_len // BLOCK)
         self._step = functools.lru_cache(maxsize=None)(self._compile)
 

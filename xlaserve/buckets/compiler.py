@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,10 +23,10 @@ from jax.experimental import serialize_executable
 
 from xlaserve import __version__
 from xlaserve.buckets.graphs import GraphSpec, StepOutput, lower, scores_prompts
-from xlaserve.buckets.ladder import BLANK, COPY, SEAT, Bucket, Ladder, UpkeepBucket
+from xlaserve.buckets.ladder import BLANK, COPY, SEAT, Bucket, ContextBucket, Ladder, UpkeepBucket
 from xlaserve.buckets.store import GraphStore
 from xlaserve.errors import ArtifactError
-from xlaserve.platforms.platform import Device
+from xlaserve.platforms.platform import Device, Family
 
 Executable = Callable[..., Any]
 """A compiled step, or a compiled graph that tends what the device keeps; `xlaserve.buckets.graphs` says what they take and give."""
@@ -59,12 +60,21 @@ class Compiler:
         device: where they run.
         store: where executables are kept; None keeps none.
         threads: graphs prepared at once; None for one per core.
+        compiling: what must hold while a graph of a family is compiled, as `Platform.compiling` gives it.
     """
 
-    def __init__(self, spec: GraphSpec, device: Device, store: GraphStore | None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        spec: GraphSpec,
+        device: Device,
+        store: GraphStore | None,
+        threads: int | None = None,
+        compiling: Callable[[Family], AbstractContextManager[None]] = lambda _family: nullcontext(),
+    ) -> None:
         self._spec = spec
         self._device = device
         self._store = store
+        self._compiling = compiling
         self._threads = threads or os.cpu_count() or 1
 
     def start(self, ladder: Ladder) -> list[Future[Graph]]:
@@ -86,7 +96,8 @@ class Compiler:
                     return Graph(bucket, self._load(bucket, content), "loaded", time.monotonic() - began)
             except ArtifactError as error:
                 note = str(error)
-        compiled = lower(self._spec, bucket, self._device).compile()
+        with self._compiling(_family(bucket)):
+            compiled = lower(self._spec, bucket, self._device).compile()
         seconds = time.monotonic() - began
         if self._store is not None:
             try:
@@ -162,6 +173,18 @@ def _trees(spec: GraphSpec, bucket: Bucket | UpkeepBucket) -> tuple[Any, Any]:
     assert not isinstance(bucket, UpkeepBucket)
     output: Any = StepOutput(0, 0, 0 if scores_prompts(spec, bucket) else None)  # type: ignore[arg-type]
     return jax.tree.structure(((params, kv, state, 0), {})), jax.tree.structure((kv, state, output))
+
+
+def _family(bucket: Bucket | UpkeepBucket) -> Family:
+    if isinstance(bucket, UpkeepBucket):
+        return "upkeep"
+    return "context" if isinstance(bucket, ContextBucket) else "generate"
+
+
+def workspace_of(executable: Executable) -> int | None:
+    """Bytes that a graph takes beside its arguments while it runs, or None where the platform does not tell."""
+    memory = _memory(executable) if isinstance(executable, jax.stages.Compiled) else {}
+    return memory["temp"] + memory["output"] - memory["alias"] if any(memory.values()) else None
 
 
 def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:

@@ -199,12 +199,9 @@ class Ladder:
         return tuple(lists)
 
 
-def make_ladder(*, max_model_len: int, max_num_seqs: int, max_num_batched_tokens: int, block_size: int, static_width: bool) -> Ladder:
-    """The ladders for an engine's limits.
-
-    Context lengths and numbers of sequences go up by factors of two; several sequences share a context graph in fours, each with
-    lengths by factors of four, because short prompts are where sharing pays. Where a graph reads whole block tables (`static_width`)
-    widths go up by factors of two; where it reads what is in use, there is one width for all.
+@dataclass(frozen=True, slots=True)
+class LadderSizes:
+    """What ladders follow from.
 
     Args:
         max_model_len: longest sequence in tokens.
@@ -212,25 +209,100 @@ def make_ladder(*, max_model_len: int, max_num_seqs: int, max_num_batched_tokens
         max_num_batched_tokens: most token places of one context graph.
         block_size: tokens per KV block.
         static_width: whether time and memory of a graph follow the width of its tables.
+        context_lengths: tokens of a sequence's chunk that there are to be graphs for; empty to choose.
+        generate_lengths: tokens of context that tables are to be wide enough for; empty to choose.
+    """
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    static_width: bool
+    context_lengths: tuple[int, ...] = ()
+    generate_lengths: tuple[int, ...] = ()
+
+    @property
+    def full(self) -> int:
+        """Blocks of the longest sequence."""
+        return -(-self.max_model_len // self.block_size)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Blocks that tables hold: by factors of two where a graph reads whole tables; where it reads what is in use, one serves all."""
+        if self.generate_lengths:
+            return tuple(sorted({length // self.block_size for length in self.generate_lengths}))
+        return _doublings(min(8, self.full), self.full) if self.static_width else (self.full,)
+
+    def context(self) -> list[ContextBucket]:
+        """Lengths go up by factors of two; several sequences share a graph in fours, each with lengths by factors of four, because short
+        prompts are where sharing pays. Lengths that have been asked for are taken for any number of sequences that leaves room for them.
+        """
+        longest = min(self.max_num_batched_tokens // self.block_size, self.full)
+        asked = sorted({length // self.block_size for length in self.context_lengths})
+        buckets: list[ContextBucket] = []
+        for rows in _powers(1, self.max_num_seqs, 4):
+            limit = min(longest, self.max_num_batched_tokens // (rows * self.block_size))
+            if asked:
+                lengths = tuple(blocks for blocks in asked if blocks <= limit)
+            else:
+                lengths = _doublings(1, limit) if rows == 1 else _quads(limit, max(1, 32 // self.block_size))
+            for blocks in lengths:
+                buckets += [ContextBucket(rows, blocks * self.block_size, width) for width in self.widths if width >= blocks]
+        return sorted(buckets)
+
+    def generate(self) -> list[GenerateBucket]:
+        """Numbers of sequences go up by factors of two."""
+        return sorted(GenerateBucket(rows, width) for rows in _doublings(1, self.max_num_seqs) for width in self.widths)
+
+
+def make_ladder(
+    *,
+    max_model_len: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    block_size: int,
+    static_width: bool,
+    context_lengths: tuple[int, ...] = (),
+    generate_lengths: tuple[int, ...] = (),
+) -> Ladder:
+    """The ladders for an engine's limits, which are `LadderSizes`.
 
     Raises:
-        ConfigError: max_num_batched_tokens is smaller than a block.
+        ConfigError: max_num_batched_tokens is smaller than a block; or the lengths that have been asked for are not whole blocks, can never
+            be used, or leave a legal step without a graph.
     """
-    if max_num_batched_tokens < block_size:
+    sizes = LadderSizes(max_model_len, max_num_seqs, max_num_batched_tokens, block_size, static_width, context_lengths, generate_lengths)
+    if sizes.max_num_batched_tokens < sizes.block_size:
         raise ConfigError(
-            f"max_num_batched_tokens must be at least the block size ({block_size}), got {max_num_batched_tokens}; "
+            f"max_num_batched_tokens must be at least the block size ({sizes.block_size}), got {sizes.max_num_batched_tokens}; "
             "raise it or lower --block-size."
         )
-    full = -(-max_model_len // block_size)
-    longest = min(max_num_batched_tokens // block_size, full)
-    widths = _doublings(min(8, full), full) if static_width else (full,)
-    context: list[ContextBucket] = []
-    for rows in _powers(1, max_num_seqs, 4):
-        limit = min(longest, max_num_batched_tokens // (rows * block_size))
-        for blocks in _doublings(1, limit) if rows == 1 else _quads(limit, max(1, 32 // block_size)):
-            context += [ContextBucket(rows, blocks * block_size, width) for width in widths if width >= blocks]
-    generate = [GenerateBucket(rows, width) for rows in _doublings(1, max_num_seqs) for width in widths]
-    return Ladder(tuple(sorted(context)), tuple(sorted(generate)), block_size)
+    _check_lengths(sizes)
+    return Ladder(tuple(sizes.context()), tuple(sizes.generate()), sizes.block_size)
+
+
+def _check_lengths(sizes: LadderSizes) -> None:
+    size, longest = sizes.block_size, sizes.full * sizes.block_size
+    for name, lengths in (("context_buckets", sizes.context_lengths), ("generate_buckets", sizes.generate_lengths)):
+        for length in lengths:
+            if length % size:
+                near = max(size, length // size * size)
+                raise ConfigError(f"{name} must be multiples of the block size {size}, got {length}: use {near} or {near + size}.")
+            if length > longest:
+                raise ConfigError(
+                    f"{name} holds {length}, but no sequence has more than {longest} tokens: leave it out, or raise --max-model-len."
+                )
+    if sizes.context_lengths and max(sizes.context_lengths) > sizes.max_num_batched_tokens:
+        most = max(sizes.context_lengths)
+        raise ConfigError(
+            f"context_buckets holds {most}, more than max_num_batched_tokens {sizes.max_num_batched_tokens}: leave it out, or use "
+            f"--max-num-batched-tokens {most}."
+        )
+    if sizes.generate_lengths and max(sizes.generate_lengths) < longest:
+        raise ConfigError(
+            f"generate_buckets end at {max(sizes.generate_lengths)}, but sequences grow to max_model_len {sizes.max_model_len}: "
+            f"add {longest}, or use --max-model-len {max(sizes.generate_lengths)}."
+        )
 
 
 def _cheapest_splits(chunks: Sequence[tuple[int, int]], most: int) -> Sequence[int]:

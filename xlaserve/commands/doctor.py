@@ -102,10 +102,12 @@ def run(args: argparse.Namespace) -> int:
 def examine(compile_cache: str | None = None) -> dict[str, Any]:
     """Everything that doctor knows, as plain JSON data. Sizes are in bytes."""
     from xlaserve.buckets.store import default_root
+    from xlaserve.commands.doctor_neuron import examine_neuron
 
     packages = {name: _version(name) for name in _PACKAGES}
     plugins = {name: version for name in _PLUGINS if (version := _version(name)) is not None}
     jax = _probe_jax()
+    neuron = _neuron() or any(name in plugins for name in ("jax-neuronx", "libneuronxla", "neuronx-cc"))
     return {
         "xlaserve": __version__,
         "python": platform.python_version(),
@@ -116,12 +118,23 @@ def examine(compile_cache: str | None = None) -> dict[str, Any]:
         "packages": packages,
         "plugins": plugins,
         "jax": jax,
+        "platforms": _platforms(jax),
+        "neuron": examine_neuron() if neuron else None,
         "hardware": {"nvidia": _nvidia(), "neuron": _neuron()},
         "compile_cache": _folder(Path(compile_cache) if compile_cache else default_root()),
         "model_cache": _model_cache(),
         "problems": _problems(packages, jax),
-        "hints": _hints(plugins, jax),
+        "hints": _hints(plugins, jax) + _asked(_platforms(jax)),
     }
+
+
+def _platforms(jax: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every platform that is known, in the order in which they are tried: whether JAX has it, and what to install where not."""
+    from xlaserve.platforms.registry import platforms
+
+    # JAX calls devices of its CUDA backend "gpu".
+    there = {name for device in jax.get("devices", []) for name in (device["platform"], "cuda" if device["platform"] == "gpu" else None)}
+    return {name: {"available": known.jax_name in there, "install": known.install} for name, known in platforms().items()}
 
 
 def _problems(packages: dict[str, str | None], jax: dict[str, Any]) -> list[str]:
@@ -143,6 +156,18 @@ def _hints(plugins: dict[str, str], jax: dict[str, Any]) -> list[str]:
             "A Neuron device is here but JAX does not use it; docs/platforms.md has the command that installs the Neuron packages."
         )
     return hints
+
+
+def _asked(platforms: dict[str, dict[str, Any]]) -> list[str]:
+    """What to do where the environment asks for a platform that is not there."""
+    name = os.environ.get("XLASERVE_PLATFORM")
+    if not name:
+        return []
+    if name not in platforms:
+        return [f"XLASERVE_PLATFORM is {name}, which is none of {', '.join(platforms)}."]
+    return (
+        [] if platforms[name]["available"] else [f"XLASERVE_PLATFORM is {name}, which JAX does not have here. {platforms[name]['install']}"]
+    )
 
 
 def _version(package: str) -> str | None:
@@ -238,11 +263,16 @@ def _text(report: dict[str, Any]) -> str:
         + (f", limited to {_size(memory['limit'])}" if memory["limit"] else ""),
         "packages       " + ", ".join(f"{name} {version or 'MISSING'}" for name, version in report["packages"].items()),
         "plugins        " + (", ".join(f"{name} {version}" for name, version in report["plugins"].items()) or "none: CPU only"),
+        "platforms      " + ", ".join(f"{name}{'' if known['available'] else ' (absent)'}" for name, known in report["platforms"].items()),
         f"backend        {jax.get('backend', 'unknown')}",
     ]
     for device in jax.get("devices", []):
         size = f", {_size(device['memory_bytes'])}" if device["memory_bytes"] else ""
         lines.append(f"device {device['id']}       {device['platform']}: {device['kind']}{size}")
+    if report["neuron"] is not None:
+        from xlaserve.commands.doctor_neuron import neuron_lines
+
+        lines += neuron_lines(report["neuron"])
     for name in ("compile_cache", "model_cache"):
         folder = report[name]
         content = f"{folder['files']} files, {_size(folder['bytes'])}" if folder["exists"] else "empty"

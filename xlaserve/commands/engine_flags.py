@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from typing import Any
+
+from xlaserve.engine.environment import with_environment
+from xlaserve.errors import ConfigError
+from xlaserve.platforms.neuron_options import NeuronOptions, parse_options
 
 _SUFFIXES = {"": 1, "k": 1000, "K": 1024, "m": 1000**2, "M": 1024**2, "g": 1000**3, "G": 1024**3}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kKmMgG]?)")
@@ -19,6 +24,10 @@ ENGINE_FIELDS = (
     "max_num_batched_tokens",
     "block_size",
     "num_blocks",
+    "memory_utilization",
+    "context_buckets",
+    "generate_buckets",
+    "neuron",
     "compile_cache",
     "compile_threads",
     "seed",
@@ -47,19 +56,57 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def longest(text: str) -> int | None:
+    """A number of tokens, or None for `auto`: as many as the model and the memory allow."""
+    return None if text == "auto" else size(text)
+
+
+def lengths(text: str) -> tuple[int, ...]:
+    """Sizes with commas between them."""
+    return tuple(size(part) for part in text.split(","))
+
+
+def share(text: str) -> float:
+    """A number above 0 and up to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share such as 0.9, more than 0 and at most 1")
+    return value
+
+
+def neuron_options(text: str) -> NeuronOptions:
+    """A JSON object of options of the Neuron platform."""
+    try:
+        return parse_options(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the model argument and the engine's flags."""
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a folder, a .gguf file or a hub id; without it the demo model")
     group = parser.add_argument_group("engine", "What is left out is chosen to fit the model, the platform and its memory.")
     group.add_argument("--served-model-name", metavar="NAME", help="the model id that clients use (default: the model's own name)")
-    device = "the platform to run on: cpu, cuda, neuron or an installed package's (default: the best one found)"
+    device = "the platform to run on: cpu, cuda, neuron or an installed package's (default: XLASERVE_PLATFORM, else the best one found)"
     group.add_argument("--device", metavar="NAME", help=device)
     group.add_argument("--dtype", default="auto", metavar="DTYPE", help="of weights and activations, such as bfloat16 (default: auto)")
-    group.add_argument("--max-model-len", type=size, metavar="N", help="longest prompt and output together, in tokens; 8k, 8K")
+    longest_help = "longest prompt and output together, in tokens; 8k, 8K; auto, the default, is what the model and the memory allow"
+    group.add_argument("--max-model-len", type=longest, metavar="N", help=longest_help)
     group.add_argument("--max-num-seqs", type=whole, metavar="N", help="most sequences that are generated at the same time")
     group.add_argument("--max-num-batched-tokens", type=size, metavar="N", help="most prompt tokens computed in one step")
     group.add_argument("--block-size", type=whole, metavar="N", help="tokens per KV cache block")
     group.add_argument("--num-blocks", type=size, metavar="N", help="KV cache blocks (default: what fits into memory)")
+    memory = "share of the device's memory to fill (default: 0.9; on cpu, a sixteenth of the memory for the KV cache)"
+    group.add_argument("--memory-utilization", type=share, metavar="F", help=memory)
+    context = "chunk lengths in tokens to have context graphs for, such as 128,512,2048 (default: factors of two)"
+    group.add_argument("--context-buckets", type=lengths, metavar="N,N", help=context)
+    generate = "lengths of context in tokens to have generate graphs for; the last holds the longest sequence"
+    group.add_argument("--generate-buckets", type=lengths, metavar="N,N", help=generate)
+    neuron = "options of the Neuron platform, as docs/platforms.md lists them"
+    group.add_argument("--override-neuron-config", dest="neuron", type=neuron_options, metavar="JSON", help=neuron)
     group.add_argument("--compile-cache", metavar="DIR", help="where compiled graphs are kept")
     group.add_argument("--compile-threads", type=whole, metavar="N", help="graphs compiled at the same time")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of requests that bring none (default: 0)")
@@ -76,5 +123,5 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The parsed flags as keyword arguments for `EngineConfig`, the model left out."""
-    return {name: getattr(args, name) for name in ENGINE_FIELDS}
+    """The parsed flags, and what the environment says of the engine, as keyword arguments for `EngineConfig`, the model left out."""
+    return with_environment({name: getattr(args, name) for name in ENGINE_FIELDS}, os.environ)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xlaserve.commands.engine_flags import size, whole
-from xlaserve.platforms.neuron import NEURON
-from xlaserve.platforms.platform import Platform
+from xlaserve.platforms.neuron import NEURON, NeuronPlatform
 
 if TYPE_CHECKING:
     from xlaserve.buckets.lint.report import Report
@@ -63,7 +62,7 @@ def _lint_model(args: argparse.Namespace, target: Target) -> Report:
     from xlaserve.models.registry import model_config
 
     name, raw = open_config(args.path)
-    platform = _AbsentDevice(**{field.name: getattr(NEURON, field.name) for field in fields(NEURON)}, memory=target.memory)
+    platform = _AbsentDevice(**{field.name: getattr(NEURON, field.name) for field in fields(NEURON)}, core_memory=target.memory)
     config = EngineConfig(model=args.path, **{field: getattr(args, field) for field in _SIZES})
     limits, ladder, spec, _ = plan_graphs(config, model_config(raw), platform)
     total = len(ladder.graphs)
@@ -79,14 +78,15 @@ def _lint_model(args: argparse.Namespace, target: Target) -> Report:
 
 
 @dataclass(frozen=True, slots=True)
-class _AbsentDevice(Platform):
+class _AbsentDevice(NeuronPlatform):
     """A platform of whose device only the memory is known.
 
     Args:
-        memory: bytes of one core.
+        core_memory: bytes of one core.
     """
 
-    memory: int
+    core_memory: int = 0
 
-    def kv_budget(self, weight_bytes: int) -> int:
-        return max(0, int(self.memory * 0.9) - weight_bytes)
+    def memory(self) -> int:
+        """`core_memory`."""
+        return self.core_memory

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
 from xlaserve.engine.build import Engine, build
 from xlaserve.engine.config import EngineConfig
 from xlaserve.engine.engine_thread import EngineThread
+from xlaserve.engine.environment import with_environment
 from xlaserve.engine.front_end import FrontEnd
 
 log = logging.getLogger(__name__)
@@ -23,14 +25,14 @@ class AsyncLLM(FrontEnd):
     Args:
         model: a directory, a .gguf file or a hub id; None is the demo model.
         progress: told one line at a time what happens while it gets ready.
-        options: fields of `EngineConfig`.
+        options: fields of `EngineConfig`; environment variables stand in for some, as `with_environment` says.
 
     Raises:
         CheckpointError, ConfigError: the model or the options cannot be used; the message says why.
     """
 
     def __init__(self, model: str | None = None, *, progress: Callable[[str], None] | None = None, **options: Any) -> None:
-        config = EngineConfig(model=model, **options)
+        config = EngineConfig(model=model, **with_environment(options, os.environ))
         self._engine: Engine = build(config, progress or log.info)
         plan = self._engine.plan
         super().__init__(EngineThread(self._engine.core), plan.info(), plan.checkpoint.tokenizer(), config)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from jax import Array
 
-from xlaserve.buckets.compiler import Compiler, Graph, collect, store_key
+from xlaserve.buckets.compiler import Compiler, Graph, collect, store_key, workspace_of
 from xlaserve.buckets.graphs import GraphSpec
-from xlaserve.buckets.ladder import Bucket, Ladder, UpkeepBucket, make_ladder
+from xlaserve.buckets.ladder import BLANK, Bucket, Ladder, UpkeepBucket, make_ladder
 from xlaserve.buckets.layout import MAX_EOS_IDS
 from xlaserve.buckets.store import GraphStore
 from xlaserve.engine.calibration import calibrate
@@ -67,9 +67,10 @@ class Plan:
             (
                 f"model     {self.name} ({model.family}, {model.num_layers} layers, {self.weight_bytes / 2**20:,.0f} MiB, {limits.dtype})",
                 f"platform  {self.platform.name} ({self.platform.devices()[0].device_kind})",
+                f"memory    {limits.memory.describe()}",
                 (
-                    f"KV cache  {limits.kv_tokens:,} tokens in {limits.num_blocks - 1:,} blocks of {limits.block_size} "
-                    f"({limits.kv_bytes / 2**20:,.0f} MiB): {full:.1f} sequences of the full {limits.max_model_len:,} tokens"
+                    f"KV cache  {limits.kv_tokens:,} tokens in {limits.num_blocks - 1:,} blocks of {limits.block_size}: "
+                    f"{full:.1f} sequences of the full {limits.max_model_len:,} tokens"
                 ),
                 f"batch     up to {limits.max_num_seqs} sequences, {limits.max_num_batched_tokens:,} tokens an iteration",
                 f"graphs    {len(self.ladder.context)} for context encoding, {len(self.ladder.generate)} for token generation",
@@ -111,7 +112,7 @@ def make_plan(config: EngineConfig) -> Plan:
         CheckpointError: the model cannot be found or read.
         ConfigError: the sizes do not fit the model, the platform or the memory.
     """
-    platform = select_platform(config.device)
+    platform = select_platform(config.device, config.memory_utilization).configured(config.neuron)
     checkpoint = open_checkpoint(config.model)
     model = model_config(checkpoint.config)
     limits, ladder, spec, weight_bytes = plan_graphs(config, model, platform)
@@ -134,6 +135,8 @@ def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) ->
         max_num_batched_tokens=limits.max_num_batched_tokens,
         block_size=limits.block_size,
         static_width=platform.attention != "tiled",
+        context_lengths=config.context_buckets or (),
+        generate_lengths=config.generate_buckets or (),
     )
     spec = GraphSpec(
         model=model,
@@ -157,16 +160,19 @@ def graph_store(plan: Plan, config: EngineConfig) -> GraphStore:
 def compile_graphs(
     plan: Plan, config: EngineConfig, progress: Progress, *, meanwhile: Callable[[], None] | None = None
 ) -> dict[Bucket | UpkeepBucket, Graph]:
-    """Load or compile every graph.
+    """Load or compile every graph, and compare what they need with the plan of memory.
 
     Args:
         plan: what to compile.
         config: where to keep it, and with how many threads.
         progress: told about every graph.
         meanwhile: what to do in this thread while graphs compile in others.
+
+    Raises:
+        ConfigError: a graph needs more memory than the device has beside everything else.
     """
     store = graph_store(plan, config)
-    futures = Compiler(plan.spec, plan.platform.devices()[0], store, config.compile_threads).start(plan.ladder)
+    futures = Compiler(plan.spec, plan.platform.devices()[0], store, config.compile_threads, plan.platform.compiling).start(plan.ladder)
     if meanwhile is not None:
         try:
             meanwhile()
@@ -182,6 +188,11 @@ def compile_graphs(
 
     graphs = collect(futures, on_graph)
     progress(f"graphs are kept in {store.directory}")
+    # What BLANK gives is the KV cache itself, where there is none.
+    found = {graph.bucket.name: workspace_of(graph.run) for graph in graphs.values() if graph.bucket != BLANK}
+    if needs := {name: workspace for name, workspace in found.items() if workspace is not None}:
+        largest = max(needs, key=needs.__getitem__)
+        progress(f"memory    {plan.limits.memory.compare(needs[largest], largest)}")
     return graphs
 
 

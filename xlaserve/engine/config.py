@@ -5,18 +5,24 @@ Parsed once, immutable, passed explicitly. Imports no JAX.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+from xlaserve.buckets.ladder import LadderSizes
+from xlaserve.buckets.workspace import workspace_bytes
+from xlaserve.engine.memory_plan import SMALLER, MemoryPlan, mebibytes
 from xlaserve.engine.seating import slot_bytes
 from xlaserve.errors import ConfigError
 from xlaserve.models.config import ModelConfig
+from xlaserve.platforms.neuron_options import NeuronOptions
 from xlaserve.platforms.platform import Platform
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SCHEDULING_POLICIES = ("fcfs", "priority")
 _OPTIONAL = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_blocks", "compile_threads", "max_queued_tokens")
 _SWITCHES = ("enable_prefix_caching", "async_scheduling")
+_BUCKET_LISTS = ("context_buckets", "generate_buckets")
 _LOWEST = {**dict.fromkeys(_OPTIONAL, 1), "max_queued_requests": 1, "stall_timeout": 1, "max_model_len": 2, "num_blocks": 2, "seed": 0}
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -35,6 +41,11 @@ class EngineConfig:
         max_num_batched_tokens: most tokens computed in one iteration.
         block_size: tokens per KV block.
         num_blocks: KV blocks, the null block included.
+        memory_utilization: share of the device's memory, up to 1, that weights, workspace and KV may fill together.
+        context_buckets: chunk lengths in tokens that there are to be context graphs for, multiples of the block size.
+        generate_buckets: lengths of context in tokens that there are to be generate graphs for, multiples of the block size; the longest
+            must hold the longest sequence.
+        neuron: what the user sets of the Neuron platform; others do not look at it.
         compile_cache: directory that compiled graphs are kept in.
         compile_threads: graphs compiled at once.
         seed: start of the random streams of requests without a seed of their own.
@@ -58,6 +69,10 @@ class EngineConfig:
     max_num_batched_tokens: int | None = None
     block_size: int | None = None
     num_blocks: int | None = None
+    memory_utilization: float | None = None
+    context_buckets: tuple[int, ...] | None = None
+    generate_buckets: tuple[int, ...] | None = None
+    neuron: NeuronOptions | None = None
     compile_cache: str | None = None
     compile_threads: int | None = None
     seed: int = 0
@@ -84,6 +99,12 @@ class EngineConfig:
         for name in _SWITCHES:
             if not isinstance(value := getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, got {value!r}.")
+        share: Any = self.memory_utilization
+        if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1):
+            raise ConfigError(f"memory_utilization must be more than 0 and at most 1, got {share!r}.")
+        for name in _BUCKET_LISTS:
+            if (lengths := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _lengths(name, lengths))
         if self.block_size is not None and self.block_size & (self.block_size - 1):
             raise ConfigError(f"block_size must be a power of two, got {self.block_size}.")
 
@@ -98,7 +119,7 @@ class Limits:
     max_num_batched_tokens: int
     block_size: int
     num_blocks: int
-    kv_bytes: int
+    memory: MemoryPlan
 
     @property
     def kv_tokens(self) -> int:
@@ -125,8 +146,10 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
             f"max_model_len {config.max_model_len} is more than the {model.max_position} positions that the model was made for; "
             f"use --max-model-len {model.max_position} or less."
         )
-    wanted_len = config.max_model_len or model.max_position
-    max_num_batched_tokens = config.max_num_batched_tokens or platform.max_num_batched_tokens
+    asked_len = config.max_model_len or max(config.generate_buckets or (0,)) or None
+    wanted_len = min(asked_len or model.max_position, model.max_position)
+    default_tokens = max(platform.max_num_batched_tokens, *(config.context_buckets or (0,)))
+    max_num_batched_tokens = config.max_num_batched_tokens or default_tokens
     # With every sequence generating, an iteration must still have room for a block of some prompt.
     most_seqs = max_num_batched_tokens - block_size + 1
     max_num_seqs = config.max_num_seqs or min(platform.max_num_seqs, max(most_seqs, 1))
@@ -135,21 +158,55 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
             f"max_num_batched_tokens {max_num_batched_tokens} is too small for max_num_seqs {max_num_seqs} and blocks of {block_size}: "
             f"use --max-num-batched-tokens {max_num_seqs + block_size - 1} or more, or a smaller --max-num-seqs."
         )
-    block_bytes = model.kv_bytes_per_token(_ITEMSIZE[dtype]) * block_size
-    num_blocks = config.num_blocks
-    if num_blocks is None:
-        useful = max_num_seqs * -(-wanted_len // block_size)
-        num_blocks = min(useful, platform.kv_budget(weight_bytes + slot_bytes(max_num_seqs, model.vocab_size)) // block_bytes) + 1
-    tokens = (num_blocks - 1) * block_size
-    if config.max_model_len is None:
-        wanted_len = min(wanted_len, tokens)
-    if wanted_len > tokens or wanted_len < 2:
-        needed = -(-max(wanted_len, 2) // block_size) + 1
-        shorter = f"--max-model-len {tokens} or less, or " if tokens >= 2 else ""
-        raise ConfigError(
-            f"max_model_len {wanted_len} does not fit: the KV cache holds {tokens} tokens ({num_blocks - 1} blocks of {block_size}, "
-            f"{block_bytes / 2**20:.1f} MiB each). Use {shorter}--num-blocks {needed} or more."
-        )
+    itemsize = _ITEMSIZE[dtype]
+    block_bytes = model.kv_bytes_per_token(itemsize) * block_size
+    widened = 4 if platform.widens(dtype) else 0
+    sizes = LadderSizes(
+        max_model_len=wanted_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        block_size=block_size,
+        static_width=platform.attention != "tiled",
+        context_lengths=config.context_buckets or (),
+        generate_lengths=config.generate_buckets or (),
+    )
+    plan = MemoryPlan(
+        device=platform.memory(),
+        planned=platform.planned_memory(config.memory_utilization),
+        kv_limit=platform.kv_limit(config.memory_utilization),
+        weights=weight_bytes,
+        slots=slot_bytes(max_num_seqs, model.vocab_size),
+        workspace=0,
+        block=block_bytes,
+        wide_block=block_bytes // itemsize * widened,
+    )
+
+    def planned(length: int) -> MemoryPlan:
+        """The plan for sequences of `length` tokens at most: the widths of graphs follow from that, and with them their workspace."""
+        shapes = replace(sizes, max_model_len=length)
+        buckets = (*shapes.context(), *shapes.generate())
+        tiled = platform.attention == "tiled"
+        workspace = workspace_bytes(model, itemsize, block_size, tiled, buckets) + weight_bytes // itemsize * widened
+        return replace(plan, workspace=workspace)
+
+    def room(length: int) -> int:
+        """Tokens that the cache holds beside such graphs."""
+        blocks = config.num_blocks or planned(length).most_blocks
+        if blocks is None:
+            raise ConfigError(f"Platform {platform.name!r} does not report its memory; give the size of the KV cache with --num-blocks.")
+        return max(0, blocks - 1) * block_size
+
+    if room(wanted_len) < wanted_len or wanted_len < 2:
+        longest = _longest(wanted_len, block_size, room)
+        if asked_len is not None or longest < 2:
+            raise _too_long(wanted_len, longest, planned(wanted_len), config, block_size)
+        wanted_len = longest
+    plan = planned(wanted_len)
+    useful = max_num_seqs * -(-wanted_len // block_size) + 1
+    num_blocks = config.num_blocks or min(useful, plan.most_blocks or useful)
+    plan = replace(plan, num_blocks=num_blocks)
+    if plan.device is not None and plan.total > plan.device:
+        raise ConfigError(f"The plan of memory does not fit the device: {plan.describe()}. {plan.remedy(plan.total - plan.device)}")
     return Limits(
         dtype=dtype,
         max_model_len=wanted_len,
@@ -157,8 +214,46 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
         max_num_batched_tokens=max_num_batched_tokens,
         block_size=block_size,
         num_blocks=num_blocks,
-        kv_bytes=num_blocks * block_bytes,
+        memory=plan,
     )
+
+
+def _longest(most: int, block_size: int, room: Callable[[int], int]) -> int:
+    """The longest sequence, at most `most` tokens, that the cache beside its graphs holds: the longer, the less room."""
+    low, high = 0, -(-most // block_size)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if room(middle * block_size) >= middle * block_size else (low, middle - 1)
+    return min(most, low * block_size)
+
+
+def _too_long(wanted: int, longest: int, plan: MemoryPlan, config: EngineConfig, block_size: int) -> ConfigError:
+    """Why sequences of `wanted` tokens cannot be, and which could."""
+    shorter = f"Use --max-model-len {longest} or less" if longest >= 2 else ""
+    needed = -(-max(wanted, 2) // block_size) + 1
+    if config.num_blocks is not None:
+        return ConfigError(
+            f"max_model_len {wanted} does not fit: the KV cache holds {(config.num_blocks - 1) * block_size} tokens "
+            f"({config.num_blocks - 1} blocks of {block_size}, {plan.block / 2**20:.1f} MiB each). "
+            f"{f'{shorter}, or ' if shorter else 'Use '}--num-blocks {needed} or more."
+        )
+    assert plan.planned is not None
+    left = max(0, plan.planned - plan.total)
+    beside = f"weights {mebibytes(plan.weights)}, slot state {mebibytes(2 * plan.slots)} and workspace {mebibytes(plan.workspace)}"
+    limit = "" if plan.kv_limit is None else f", and at most {mebibytes(plan.kv_limit)} go to it unless --memory-utilization is given"
+    return ConfigError(
+        f"max_model_len {wanted} does not fit: it needs {mebibytes(needed * plan.block)} of KV cache. Of the {mebibytes(plan.planned)} "
+        f"that may be used, {beside} leave {mebibytes(left)}{limit}. "
+        f"{f'{shorter}.' if shorter else SMALLER}"
+    )
+
+
+def _lengths(name: str, lengths: object) -> tuple[int, ...]:
+    """A list of bucket lengths, in order."""
+    listed = tuple(lengths) if isinstance(lengths, list | tuple) else ()
+    if not listed or any(type(length) is not int or length < 1 for length in listed) or len(set(listed)) < len(listed):
+        raise ConfigError(f"{name} must be different positive whole numbers, got {lengths!r}.")
+    return tuple(sorted(listed))
 
 
 def settle_dtype(config: EngineConfig, platform: Platform) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from collections.abc import Sequence as Sequences
 from types import TracebackType
@@ -10,6 +11,7 @@ from typing import Any
 
 from xlaserve.engine.build import build
 from xlaserve.engine.config import EngineConfig
+from xlaserve.engine.environment import with_environment
 from xlaserve.engine.input_processor import InputProcessor
 from xlaserve.engine.modes import SleepLevel, check_level
 from xlaserve.engine.output_processor import OutputProcessor
@@ -33,14 +35,14 @@ class LLM:
 
     Args:
         model: a directory, a .gguf file or a hub id; None is the demo model.
-        options: fields of `EngineConfig`.
+        options: fields of `EngineConfig`; environment variables stand in for some, as `with_environment` says.
 
     Raises:
         CheckpointError, ConfigError: the model or the options cannot be used; the message says why.
     """
 
     def __init__(self, model: str | None = None, **options: Any) -> None:
-        config = EngineConfig(model=model, **options)
+        config = EngineConfig(model=model, **with_environment(options, os.environ))
         self._engine = build(config, log.info)
         self._core = self._engine.core
         info = self._engine.plan.info()

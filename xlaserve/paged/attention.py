@@ -15,13 +15,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from xlaserve.paged.native_attention import TARGET, NativeKernel, find_kernel
+from xlaserve.paged.tile import tile_blocks
 from xlaserve.platforms.native_call import native_call
 
 MASKED = -1e30
 """Score of a masked key: finite, and the softmax of it is exactly zero beside any real score."""
-
-TILE_TOKENS = 2048
-"""Tokens of KV that one step of the tiled loop reads over all rows; larger tiles spill the caches, smaller ones pay the loop."""
 
 
 class StepShape(NamedTuple):
@@ -151,7 +149,7 @@ def _tiled(q: Array, keys: Array, values: Array, step: StepShape, window: int | 
     """
     rows, heads, queries, head_dim = q.shape
     size, width = step.block_size, step.block_tables.shape[1]
-    tile = min(width, max(1, TILE_TOKENS // (rows * size)), 512 // size if size < 512 else 1)
+    tile = tile_blocks(rows, width, size)
     table = jnp.pad(step.block_tables, ((0, 0), (0, -width % tile)))
     start = jnp.int32(0)
     if window is not None:

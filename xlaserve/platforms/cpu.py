@@ -11,6 +11,8 @@ from pathlib import Path
 from xlaserve.platforms.platform import Platform
 
 _GIB = 1 << 30
+_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUP = Path("/proc/self/cgroup")
 
 
 class CPUPlatform(Platform):
@@ -18,9 +20,19 @@ class CPUPlatform(Platform):
 
     __slots__ = ()
 
-    def kv_budget(self, weight_bytes: int) -> int:
-        """A sixteenth of the machine's memory, between 256 MiB and 4 GiB: the host has other things to do, and touching it takes time."""
-        return min(4 * _GIB, max(_GIB // 4, total_memory() // 16))
+    def memory(self) -> int | None:
+        """The machine's memory, or its control group's limit where that is lower."""
+        return total_memory()
+
+    def kv_limit(self, utilization: float | None) -> int | None:
+        """Where the user names no share: a sixteenth of the memory, between 256 MiB and 4 GiB. The host has other things to do, memory that
+        nobody has touched is not there yet, and touching it takes time.
+        """
+        return None if utilization is not None else min(4 * _GIB, max(_GIB // 4, total_memory() // 16))
+
+    def widens(self, dtype: str) -> bool:
+        """XLA:CPU has no arithmetic in the short types: it converts weights and even the KV cache, whole."""
+        return dtype != "float32"
 
     def trim(self) -> None:
         """Arrays are the process's memory, which glibc holds on to until it is told not to; other allocators return it by themselves."""
@@ -39,12 +51,25 @@ class CPUPlatform(Platform):
 def total_memory() -> int:
     """Bytes of memory that this process may use: the machine's, or its control group's limit where that is lower."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+    for limit in _limit_files():
         try:
             total = min(total, int(limit.read_text()))
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # not there, or "max"
             continue
     return total
+
+
+def _limit_files() -> list[Path]:
+    """Where control groups tell limits: those of this process's group and of all around it, and what a container sees as the root."""
+    files = [_GROUPS / "memory.max", _GROUPS / "memory" / "memory.limit_in_bytes"]
+    try:
+        lines = _OWN_GROUP.read_text().splitlines()
+    except OSError:
+        return files
+    for group in (line.removeprefix("0::/") for line in lines if line.startswith("0::/")):
+        folders = (_GROUPS.joinpath(*Path(group).parts[:depth]) for depth in range(1, len(Path(group).parts) + 1))
+        files += [folder / "memory.max" for folder in folders]
+    return files
 
 
 def cpu_features() -> list[str]:

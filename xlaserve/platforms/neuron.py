@@ -2,9 +2,54 @@
 
 from __future__ import annotations
 
-from xlaserve.platforms.platform import Platform
+import shlex
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 
-NEURON = Platform(
+from xlaserve.platforms.held_variable import HeldVariable
+from xlaserve.platforms.neuron_options import NeuronOptions
+from xlaserve.platforms.neuron_tools import list_devices
+from xlaserve.platforms.platform import FAMILIES, Family, Platform
+
+_COMPILER_FLAGS = HeldVariable("NEURON_CC_FLAGS")
+"""How the plugin is told the compiler's flags; it reads the variable at each compilation."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronPlatform(Platform):
+    """Neuron cores, each with its share of a chip's memory.
+
+    Args:
+        options: what the user sets, compiler flags above all.
+    """
+
+    options: NeuronOptions = field(default_factory=NeuronOptions)
+
+    def configured(self, neuron: NeuronOptions | None) -> Platform:
+        """The platform with these options."""
+        return self if neuron is None else replace(self, options=neuron)
+
+    def memory(self) -> int | None:
+        """A core's memory: as the plugin tells it, or a core's share of what `neuron-ls` says of the chip."""
+        told = Platform.memory(self)
+        if told is not None or not self.available():
+            return told
+        try:
+            chips = list_devices()
+        except (OSError, ValueError):
+            return None
+        return min((chip.memory // chip.cores for chip in chips if chip.cores), default=None)
+
+    def compiling(self, family: Family) -> AbstractContextManager[None]:
+        """The family's flags where the plugin reads them. Families do not compile at the same time, as they share that place."""
+        return _COMPILER_FLAGS.hold(shlex.join(self.options.compiler_flags(family)))
+
+    def fingerprint(self) -> dict[str, str]:
+        """The compiler's flags, too."""
+        return {**Platform.fingerprint(self), **{f"{family}_flags": self.options.key(family) for family in FAMILIES}}
+
+
+NEURON = NeuronPlatform(
     name="neuron",
     jax_name="neuron",
     dtype="bfloat16",

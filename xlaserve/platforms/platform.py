@@ -5,15 +5,27 @@ A third party adds one by naming a `Platform` in the entry-point group `xlaserve
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from xlaserve.errors import ConfigError
+
+if TYPE_CHECKING:
+    from xlaserve.platforms.neuron_options import NeuronOptions
+
+DEFAULT_UTILIZATION = 0.9
+"""Share of a device's memory that is planned for; the rest is for the driver, for code and for what lies between arrays."""
 
 Device = Any
 """A `jax.Device`, which its package does not declare as a type."""
 
 TopKKind = Literal["sort", "neuron"]
+
+Family = Literal["context", "generate", "upkeep"]
+"""Graphs of one kind: context encoding, token generation, and what tends the state between steps."""
+
+FAMILIES: tuple[Family, ...] = ("context", "generate", "upkeep")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +57,14 @@ class Platform:
     top_k: TopKKind
     install: str
 
+    def configured(self, neuron: NeuronOptions | None) -> Platform:
+        """The platform as the user wants it.
+
+        Args:
+            neuron: options of Neuron's; other platforms have none and do not look at them.
+        """
+        return self
+
     def devices(self) -> list[Device]:
         """The platform's devices.
 
@@ -56,7 +76,10 @@ class Platform:
         try:
             return jax.devices(self.jax_name)
         except RuntimeError as error:
-            raise ConfigError(f"Platform {self.name!r} has no device here: {error}. {self.install}") from error
+            raise ConfigError(
+                f"Platform {self.name!r} has no device here: {error}. {self.install} "
+                "`xlaserve doctor` shows what is here and what is missing."
+            ) from error
 
     def available(self) -> bool:
         """Whether JAX finds a device of this platform."""
@@ -65,17 +88,40 @@ class Platform:
         except ConfigError:
             return False
 
-    def kv_budget(self, weight_bytes: int) -> int:
-        """Bytes to give to the KV cache where the user sets no size; the same on every start of the same machine.
+    def reserve(self, utilization: float | None) -> None:
+        """Tell JAX's client of the platform, which starts when its devices are first asked for, how much memory it will be given.
 
         Args:
-            weight_bytes: what the model's weights take on the device.
+            utilization: the share of a device's memory to use; None for the default.
         """
+
+    def memory(self) -> int | None:
+        """Bytes of a device's memory that JAX's client can use, or None where there is no device or it does not tell."""
+        if not self.available():
+            return None
         stats = self.devices()[0].memory_stats() or {}
-        limit = int(stats.get("bytes_limit", 0))
-        if not limit:
-            raise ConfigError(f"Platform {self.name!r} does not report its memory; give the size of the KV cache with --num-blocks.")
-        return max(0, int(limit * 0.9) - weight_bytes)
+        return int(stats.get("bytes_limit", 0)) or None
+
+    def planned_memory(self, utilization: float | None) -> int | None:
+        """Bytes of a device's memory that an engine may fill with all it has; None where `memory` does not tell.
+
+        Args:
+            utilization: the share that the user wants used; None for the default, which is the same on every start of the same machine.
+        """
+        memory = self.memory()
+        return None if memory is None else int(memory * (utilization or DEFAULT_UTILIZATION))
+
+    def kv_limit(self, utilization: float | None) -> int | None:
+        """Most bytes to give to the KV cache, whatever is left; None for no such limit."""
+        return None
+
+    def widens(self, dtype: str) -> bool:
+        """Whether the compiler computes on float32 copies of whole arrays of this type, for which there must be room."""
+        return False
+
+    def compiling(self, family: Family) -> AbstractContextManager[None]:
+        """What must hold while a graph of a family is compiled, in whatever thread."""
+        return nullcontext()
 
     def trim(self) -> None:
         """Offer the machine what arrays have given back. Here nothing is to be done: the device's allocator has it."""

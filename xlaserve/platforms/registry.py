@@ -18,7 +18,7 @@ _BUILT_IN = (NEURON, CUDA, CPU)
 
 def platforms() -> dict[str, Platform]:
     """Every known platform by name, accelerators first: the order in which they are tried."""
-    found = {platform.name: platform for platform in _BUILT_IN}
+    found: dict[str, Platform] = {platform.name: platform for platform in _BUILT_IN}
     for entry in entry_points(group="xlaserve.platforms"):
         if entry.name in found:
             continue
@@ -29,16 +29,22 @@ def platforms() -> dict[str, Platform]:
     return found
 
 
-def select_platform(name: str | None) -> Platform:
+def select_platform(name: str | None, utilization: float | None = None) -> Platform:
     """The platform called `name`, or the first that has a device.
+
+    Args:
+        name: as in `platforms`.
+        utilization: share of a device's memory that is to be used; None for the default.
 
     Raises:
         ConfigError: unknown, or asked for and absent.
     """
     known = platforms()
+    if name is not None and name not in known:
+        raise ConfigError(f"device must be one of {', '.join(known)}, got {name!r}.")
+    for platform in known.values() if name is None else (known[name],):
+        platform.reserve(utilization)
     if name is None:
         return next(platform for platform in known.values() if platform.available())
-    if name not in known:
-        raise ConfigError(f"device must be one of {', '.join(known)}, got {name!r}.")
     known[name].devices()
     return known[name]

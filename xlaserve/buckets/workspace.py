@@ -1,0 +1,61 @@
+"""How much memory graphs need while they run, before any is compiled: an upper bound from their shapes. Imports no JAX.
+
+The number of KV blocks is a shape of every graph, so it must be settled before the first is compiled; measuring a probe graph would cost a
+compilation at each change of a flag. What the compiler says afterwards is compared with this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from xlaserve.buckets.ladder import COPIES, Bucket, ContextBucket
+from xlaserve.buckets.layout import row_width
+from xlaserve.models.config import ModelConfig
+from xlaserve.paged.tile import tile_blocks
+from xlaserve.sampling.scores import SCORE_WIDTH
+
+IN_FLIGHT = 2
+"""Iterations whose batches and outputs are on the device at once: one runs while the next is dispatched."""
+
+# How many arrays of a kind are alive at once at most: XLA:CPU was seen to keep half to two thirds of what this sums up to.
+_HIDDEN, _PROJECTED, _MLP, _SCORES, _LOGITS = 4, 4, 4, 4, 8
+_SCORED_AT_ONCE = 16  # as sampling.logprobs.PLACES_AT_ONCE
+
+
+def workspace_bytes(model: ModelConfig, itemsize: int, block_size: int, tiled: bool, buckets: Iterable[Bucket]) -> int:
+    """Bytes beside weights, KV and slot state: the largest intermediates of any graph, as graphs run one at a time, and the batches and
+    outputs of the iterations in flight.
+
+    Args:
+        model: the model.
+        itemsize: bytes of a number of weights and KV.
+        block_size: tokens per KV block.
+        tiled: whether attention reads a tile of the tables at a time, and not the whole.
+        buckets: shapes of the graphs.
+    """
+    copied = COPIES * block_size * model.kv_bytes_per_token(itemsize)
+    temporary, context, generate = copied + 4096, 0, 0  # a graph's table of results is beside what it copies
+    for bucket in buckets:
+        temporary = max(temporary, _temporary(model, itemsize, block_size, tiled, bucket))
+        scored = bucket.rows + (bucket.tokens if isinstance(bucket, ContextBucket) else 0)
+        held = 4 * bucket.rows * (row_width(bucket) + 1) + 4 * scored * SCORE_WIDTH
+        if isinstance(bucket, ContextBucket):
+            context = max(context, held)
+        else:
+            generate = max(generate, held)
+    return temporary + IN_FLIGHT * (context + generate)
+
+
+def _temporary(model: ModelConfig, itemsize: int, block_size: int, tiled: bool, bucket: Bucket) -> int:
+    """Bytes of intermediates. All are counted as float32 and a copy in the model's type, which is what compilers without native
+    arithmetic in that type make of them.
+    """
+    rows, tokens = bucket.rows, bucket.tokens
+    keys = block_size * (tile_blocks(rows, bucket.width, block_size) if tiled else bucket.width)
+    wide = 4 + itemsize
+    heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    per_token = wide * (_HIDDEN * model.hidden_size + _PROJECTED * heads + _MLP * model.intermediate_size)
+    scores = 4 * _SCORES * tokens * model.num_heads * keys
+    gathered = 2 * 2 * wide * rows * keys * model.num_kv_heads * model.head_dim
+    logits = 4 * model.vocab_size * (_LOGITS * rows + (_LOGITS * _SCORED_AT_ONCE if isinstance(bucket, ContextBucket) else 0))
+    return tokens * per_token + scores + gathered + logits
