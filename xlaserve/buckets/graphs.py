@@ -27,6 +27,7 @@ from xlaserve.paged.attention import PagedKV, StepShape, copy_blocks
 from xlaserve.platforms.platform import AttentionKind, Device
 from xlaserve.sampling.logprobs import score, score_places
 from xlaserve.sampling.sampler import SamplingRows, sample
+from xlaserve.sampling.scores import SCORE_WIDTH
 from xlaserve.sampling.slot_state import AdjustmentRows, SlotState, adjust, advance, seat, state_shapes
 
 
@@ -131,25 +132,64 @@ def scores_prompts(spec: GraphSpec, bucket: Bucket) -> bool:
     return spec.branches and isinstance(bucket, ContextBucket)
 
 
+class Entry(NamedTuple):
+    """One graph as a function to be traced.
+
+    Args:
+        function: the function; its arguments are flat, or tuples of arrays.
+        arguments: their shapes.
+        donated: positions of the arguments that the graph updates in place.
+    """
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    donated: tuple[int, ...]
+
+
+def entry(spec: GraphSpec, bucket: Bucket | UpkeepBucket) -> Entry:
+    """The function of one graph and what it takes."""
+    if bucket == COPY:
+        blocks = jax.ShapeDtypeStruct((COPIES,), jnp.int32)
+        return Entry(copy_blocks, (spec.kv(), blocks, blocks), (0,))
+    state = spec.state()
+    if bucket == SEAT:
+        slot, *rows = (jax.ShapeDtypeStruct(table.shape[1:], table.dtype) for table in state)
+        return Entry(seat, (state, slot, *rows), (0,))
+    assert not isinstance(bucket, UpkeepBucket)
+    batch = jax.ShapeDtypeStruct((bucket.rows, row_width(bucket)), jnp.int32)
+    return Entry(make_step(spec, bucket), (tuple(spec.parameters().values()), spec.kv(), state, batch), (1, 2))
+
+
+def results(spec: GraphSpec, bucket: Bucket | UpkeepBucket) -> Any:
+    """Shapes of what one graph gives; nothing is traced to know them."""
+    if bucket == COPY:
+        return spec.kv()
+    if bucket == SEAT:
+        return spec.state()
+    assert not isinstance(bucket, UpkeepBucket)
+    tokens = jax.ShapeDtypeStruct((bucket.rows,), jnp.int32)
+    scores = jax.ShapeDtypeStruct((bucket.rows, SCORE_WIDTH), jnp.int32)
+    prompt_scores = None
+    if isinstance(bucket, ContextBucket) and scores_prompts(spec, bucket):
+        prompt_scores = jax.ShapeDtypeStruct((bucket.rows, bucket.length, SCORE_WIDTH), jnp.int32)
+    return spec.kv(), spec.state(), StepOutput(tokens, scores, prompt_scores)  # type: ignore[arg-type]
+
+
 def lower(spec: GraphSpec, bucket: Bucket | UpkeepBucket, device: Device) -> jax.stages.Lowered:
     """Trace and lower one graph for `device`."""
+    function, arguments, donated = entry(spec, bucket)
+    return jax.jit(function, donate_argnums=donated, keep_unused=True).lower(*placed(arguments, donated, device))
+
+
+def placed(arguments: tuple[Any, ...], donated: tuple[int, ...], device: Device) -> tuple[Any, ...]:
+    """Arguments with what stays on the device placed there: the weights and what is donated. What the host sends has no place yet."""
     place = SingleDeviceSharding(device)
 
     def on_device(array: Any) -> Any:
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
 
-    state = jax.tree.map(on_device, spec.state())
-    kv = tuple(on_device(array) for array in spec.kv())
-    if bucket == COPY:
-        blocks = jax.ShapeDtypeStruct((COPIES,), jnp.int32)
-        return jax.jit(copy_blocks, donate_argnums=0).lower(kv, blocks, blocks)
-    if bucket == SEAT:
-        rows = [jax.ShapeDtypeStruct(table.shape[1:], table.dtype) for table in state]
-        return jax.jit(seat, donate_argnums=0, keep_unused=True).lower(state, *rows)
-    assert not isinstance(bucket, UpkeepBucket)
-    batch = jax.ShapeDtypeStruct((bucket.rows, row_width(bucket)), jnp.int32)
-    jitted = jax.jit(make_step(spec, bucket), donate_argnums=(1, 2), keep_unused=True)
-    return jitted.lower(tuple(on_device(p) for p in spec.parameters().values()), kv, state, batch)
+    kept = (*donated, 0)
+    return tuple(jax.tree.map(on_device, argument) if at in kept else argument for at, argument in enumerate(arguments))
 
 
 def _as_float(column: Array) -> Array:
