@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from xlaserve.buckets import executable as pjrt
 from xlaserve.buckets.graphs import GraphSpec, entry, results
 from xlaserve.buckets.ladder import Bucket, Ladder, UpkeepBucket
-from xlaserve.buckets.portable import compile_portable, export
+from xlaserve.buckets.portable import export, lower_portable
 from xlaserve.buckets.store import GraphStore, Verdict, executable_digest
 from xlaserve.errors import ArtifactError
 from xlaserve.platforms.platform import Device
@@ -80,11 +81,10 @@ class Compiler:
         self._cache = cache
         self._only = only
         self._threads = threads or os.cpu_count() or 1
-        stores = (("artifacts", artifacts), ("compile cache", cache))
-        self.verdicts: dict[str, Verdict] = {f"{label} {store.directory}": store.verdict() for label, store in stores if store is not None}
-        """What each place can give, for a person: by label and directory."""
-        judged = zip((store for _, store in stores if store is not None), self.verdicts.values(), strict=True)
-        self._stores = [(store, verdict) for store, verdict in judged if not verdict.empty]
+        stores = [store for store in (artifacts, cache) if store is not None]
+        self.verdicts: dict[Path, Verdict] = {store.directory: store.verdict() for store in stores}
+        """What each directory can give, for a person."""
+        self._stores = [(store, verdict) for store in stores if not (verdict := self.verdicts[store.directory]).empty]
 
     def start(self, ladder: Ladder) -> list[Future[Graph]]:
         """Begin with every bucket, in the background; the futures raise what compiling raises."""
@@ -119,6 +119,8 @@ class Compiler:
             notes.append(str(error))
             return None
         if content is None:
+            if store is not self._cache:
+                notes.append(f"{bucket.name}: {store.directory} has no executable of it")
             return None
         try:
             run = pjrt.load(bucket.name, content, entry(self._spec, bucket).arguments, results(self._spec, bucket), self._device)
@@ -134,14 +136,14 @@ class Compiler:
                 continue
             try:
                 if (content := store.stablehlo(bucket.name)) is not None:
-                    compiled = compile_portable(content, self._spec, bucket, self._device)
+                    compiled = lower_portable(content, self._spec, bucket, self._device).compile()
                     break
             except ArtifactError as error:
                 notes.append(str(error) if bucket.name in str(error) else f"{bucket.name}: stored StableHLO {error}")
         else:
             source = "compiled"
             content = export(self._spec, bucket, self._jax_name)
-            compiled = compile_portable(content, self._spec, bucket, self._device)
+            compiled = lower_portable(content, self._spec, bucket, self._device).compile()
         seconds = time.monotonic() - began
         digest = "" if self._cache is None else self._keep(self._cache, bucket, content, compiled, seconds, notes)
         return Graph(bucket, compiled, source, seconds, digest, "; ".join(notes) or None)
@@ -164,7 +166,7 @@ class Compiler:
         if notes:
             return "; ".join(notes)
         return "; ".join(
-            f"{place}: {verdict.executables or f'holds no executable of {bucket.name}'}" for place, verdict in self.verdicts.items()
+            f"{directory}: {verdict.executables or f'holds no executable of {bucket.name}'}" for directory, verdict in self.verdicts.items()
         )
 
 

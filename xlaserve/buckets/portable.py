@@ -40,8 +40,8 @@ def export(spec: GraphSpec, bucket: Bucket | UpkeepBucket, jax_name: str) -> byt
     return bytes(exported.serialize())
 
 
-def compile_portable(content: bytes, spec: GraphSpec, bucket: Bucket | UpkeepBucket, device: Device) -> jax.stages.Compiled:
-    """Compile what `export` gave.
+def lower_portable(content: bytes, spec: GraphSpec, bucket: Bucket | UpkeepBucket, device: Device) -> jax.stages.Lowered:
+    """What `export` gave, ready to be compiled for `device`.
 
     Raises:
         ArtifactError: it cannot be read, or is not this graph for this platform.
@@ -60,10 +60,9 @@ def compile_portable(content: bytes, spec: GraphSpec, bucket: Bucket | UpkeepBuc
 
     step.__name__ = _function_name(bucket)
     try:
-        lowered = jax.jit(step, donate_argnums=donated, keep_unused=True).lower(*placed(arguments, donated, device))
+        return jax.jit(step, donate_argnums=donated, keep_unused=True).lower(*placed(arguments, donated, device))
     except (ValueError, NotImplementedError) as error:  # of another platform, or of an unknown calling convention
         raise ArtifactError(f"JAX does not take it: {error}") from error
-    return lowered.compile()
 
 
 def _read(content: bytes) -> jax.export.Exported:

@@ -171,8 +171,8 @@ def compile_graphs(
         only=config.artifacts_only,
         threads=config.compile_threads,
     )
-    for place, verdict in compiler.verdicts.items():
-        progress(f"{place}: {verdict}")
+    for directory, verdict in compiler.verdicts.items():
+        progress(f"graphs in {directory}: {verdict}")
     futures = compiler.start(plan.ladder)
     if meanwhile is not None:
         try:
