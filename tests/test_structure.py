@@ -27,12 +27,18 @@ ALLOWED: dict[str, set[str]] = {
 
 HOST_ONLY = (
     "engine.scheduler",
+    "engine.decision",
+    "engine.beam_group",
+    "sampling.beam_search",
     "engine.sequence",
     "engine.batch",
     "engine.stop",
     "engine.outputs",
     "engine.config",
     "engine.messages",
+    "engine.calls",
+    "engine.modes",
+    "engine.trace",
     "engine.front_end",
     "engine.engine_process",
     "engine.engine_main",

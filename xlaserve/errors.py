@@ -38,6 +38,14 @@ class EngineDeadError(XlaserveError):
     """The engine has stopped after an internal failure; no request can be served (HTTP 500)."""
 
 
+class EngineStateError(XlaserveError):
+    """The engine cannot do this as it stands: it is asleep, or somebody has let it go on meanwhile (HTTP 409)."""
+
+
+class CallFailedError(XlaserveError):
+    """The engine could not do what an operator asked for, for a reason of its own; it goes on (HTTP 500)."""
+
+
 class ConfigError(XlaserveError, ValueError):
     """A command-line flag or engine option is wrong, or does not fit the model, the platform or the memory."""
 

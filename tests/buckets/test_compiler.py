@@ -27,7 +27,7 @@ from xlaserve.buckets.compiler import Compiler, Graph, collect, export_all
 from xlaserve.buckets.directories import load
 from xlaserve.buckets.graphs import GraphSpec, entry, lower, results
 from xlaserve.buckets.keys import machine_key, program_key
-from xlaserve.buckets.ladder import COPIES, COPY, SEAT, Bucket, ContextBucket, Ladder, UpkeepBucket, make_ladder
+from xlaserve.buckets.ladder import BLANK, COPIES, COPY, SEAT, Bucket, ContextBucket, Ladder, UpkeepBucket, make_ladder
 from xlaserve.buckets.layout import row_width
 from xlaserve.buckets.store import GraphStore
 from xlaserve.buckets.targets import TARGETS, AbsentDevice, target_platform
@@ -419,6 +419,21 @@ def test_a_slot_is_loaded_in_place(setup: Setup) -> None:
     analysis = setup.graphs[SEAT].run.memory_analysis()  # type: ignore[attr-defined]
     assert analysis.alias_size_in_bytes == size(setup.spec.state())
     assert analysis.temp_size_in_bytes < size([setup.spec.state().seen])
+
+
+def test_blank_is_all_zeros_of_the_right_shapes_and_makes_nothing_else(setup: Setup) -> None:
+    analysis = setup.graphs[BLANK].run.memory_analysis()  # type: ignore[attr-defined]
+    held = [*setup.spec.kv(), *setup.spec.state()]
+    assert analysis.temp_size_in_bytes == 0
+    assert analysis.output_size_in_bytes <= size(held) + 8 * (len(held) + 1)
+    before = COMPILE_EVENTS.count
+    loaded = prepare(setup.spec, setup.store)[BLANK]
+    for graph in (setup.graphs[BLANK], loaded):
+        kv, state = graph.run()
+        assert isinstance(state, SlotState)
+        assert [(a.shape, a.dtype, a.device) for a in (*kv, *state)] == [(a.shape, a.dtype, device()) for a in held]
+        assert not any(np.asarray(array).any() for array in (*kv, *state))
+    assert COMPILE_EVENTS.count == before
 
 
 def test_blocks_are_copied_in_place(setup: Setup) -> None:

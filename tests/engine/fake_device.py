@@ -88,7 +88,8 @@ class FakeRunner:
     def __init__(self, num_blocks: int, block_size: int, max_num_seqs: int) -> None:
         self._block = block_size
         self._spare = max_num_seqs
-        self._cache = np.full((num_blocks, block_size), 12345, np.uint64)
+        self._shape = num_blocks, block_size
+        self._cache = np.full(self._shape, 12345, np.uint64)
         self._last = np.full(max_num_seqs + 1, -1, np.int64)
         self.runs = self.copies = 0
 
@@ -115,6 +116,16 @@ class FakeRunner:
             sampled = np.array([self._row(bucket, *each) for each in zip(batch, scores, strict=True)], np.int32)
         self._last[slots] = sampled
         return StepOutput(sampled, scores)  # type: ignore[arg-type]
+
+    def release(self, *, weights: bool) -> int:
+        """Lose everything, and run nothing until `restore`."""
+        del self._cache
+        return 1000 * (1 + weights)
+
+    def restore(self) -> None:
+        """Begin again with nothing."""
+        self._cache = np.full(self._shape, 54321, np.uint64)
+        self._last[:] = -1
 
     def _row(self, bucket: Bucket, row: NDArray[np.int32], scores: NDArray[np.int32]) -> int:
         start, length = int(row[Header.START]), int(row[Header.LENGTH])

@@ -10,8 +10,8 @@ import pytest
 from xlaserve.buckets.ladder import ContextBucket, GenerateBucket
 from xlaserve.buckets.layout import BANNED, BANNED_AT, MAX_EOS_IDS, TOKENS_AT, Header, row_width, table_at, tokens_in_row
 from xlaserve.engine.batch import BatchBuilder, empty_batch
+from xlaserve.engine.decision import Chunk, ContextStep, GenerateStep
 from xlaserve.engine.outputs import RequestMetrics
-from xlaserve.engine.scheduler import Chunk, ContextStep, GenerateStep
 from xlaserve.engine.sequence import Sequence, Status, stream_seed
 from xlaserve.paged.block_tables import BlockTables
 from xlaserve.sampling.params import MAX_STOP_TOKEN_IDS, SamplingParams

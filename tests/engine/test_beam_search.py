@@ -40,7 +40,7 @@ def check(case: BeamCase, eos_ids: tuple[int, ...], output: RequestOutput) -> No
     for found, score in zip(output.outputs, case.scores, strict=True):
         assert found.cumulative_logprob is not None
         assert found.cumulative_logprob / len(found.token_ids) ** case.options["length_penalty"] == pytest.approx(
-            score, abs=SCORE_TOLERANCE
+            score, rel=1e-5, abs=SCORE_TOLERANCE
         )
         assert found.finish_reason == ("stop" if found.token_ids[-1] in eos_ids else "length")
 
@@ -74,25 +74,27 @@ def test_beams_are_those_of_transformers(family: str, searching: Callable[[str],
 
 
 @pytest.mark.parametrize("caching", [True, False])
-@pytest.mark.parametrize("num_blocks", [129, 49])
+@pytest.mark.parametrize("num_blocks", [129, 21])
 def test_in_a_crowd_and_under_pressure(num_blocks: int, searching: Any, *, caching: bool) -> None:
     path, golden = searching("llama3")
-    plain = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
+    plain = SamplingParams(temperature=0, max_tokens=90, ignore_eos=True)
     options = {**TINY_ENGINE, "num_blocks": num_blocks, "enable_prefix_caching": caching}
     with LLM(path, **options) as llm:
         prompts = [[7 + i + j for j in range(60 + 7 * i)] for i in range(10)]
         alone = [llm.generate([prompt], plain)[0].outputs[0].token_ids for prompt in prompts]
-        requests: list[tuple[list[int], Any]] = [(list(case.prompt), params(case)) for case in golden.cases]
+        cases = [case for case in golden.cases if case.options["num_beams"] * -(-(len(case.prompt) + 24) // 16) < num_blocks]
+        assert len(cases) > len(golden.cases) / 2
+        requests: list[tuple[list[int], Any]] = [(list(case.prompt), params(case)) for case in cases]
         for at, prompt in enumerate(prompts):
             requests.insert(2 * at, (prompt, plain))
         outputs = llm.generate([prompt for prompt, _ in requests], [each for _, each in requests])
         beams = [output for output, (_, each) in zip(outputs, requests, strict=True) if each is not plain]
-        for case, output in zip(golden.cases, beams, strict=True):
+        for case, output in zip(cases, beams, strict=True):
             check(case, golden.eos_ids, output)
         others = [output for output, (_, each) in zip(outputs, requests, strict=True) if each is plain]
         assert [output.outputs[0].token_ids for output in others] == alone
         stats = llm.stats()
-        assert (stats.preemptions > 0) == (num_blocks == 49)
+        assert (stats.preemptions > 0) == (num_blocks == 21)
         assert (stats.num_running, stats.num_free_blocks) == (0, stats.num_blocks)
 
 

@@ -10,9 +10,11 @@ from tests.tooling.engine_info import engine_info
 from xlaserve.engine.inbox import Inbox
 from xlaserve.engine.input_processor import InputProcessor
 from xlaserve.engine.loop import EngineLoop
-from xlaserve.engine.messages import Add, Finish, TokenEvent
+from xlaserve.engine.messages import Add, Call, Finish, Reply, TokenEvent
 from xlaserve.engine.request import Request
 from xlaserve.engine.sequence import Sequence
+from xlaserve.engine.trace import Recorded, StepTrace
+from xlaserve.errors import CallFailedError, CheckpointError, EngineStateError
 from xlaserve.sampling.params import SamplingParams
 
 
@@ -22,6 +24,9 @@ class ScriptedCore:
     def __init__(self) -> None:
         self.left: dict[Sequence, int] = {}
         self.finished: list[tuple[int, str, object]] = []
+        self.resets = 0
+        self.trace = StepTrace()
+        self.draining = False
 
     @property
     def has_work(self) -> bool:
@@ -35,6 +40,24 @@ class ScriptedCore:
     def finish(self, sequence: Sequence, reason: str, stop_reason: object = None) -> None:
         del self.left[sequence]
         self.finished.append((sequence.key, reason, stop_reason))
+
+    def settle(self) -> list[TokenEvent]:
+        return []
+
+    def pause(self, mode: str) -> list[TokenEvent]:
+        raise EngineStateError(f"no {mode}")
+
+    def resume(self) -> None:
+        raise ZeroDivisionError("oh")
+
+    def sleep(self, level: int) -> int:
+        return 100 * level
+
+    def wake(self) -> None:
+        raise CheckpointError("no weights")
+
+    def reset_prefix_cache(self) -> None:
+        self.resets += 1
 
     def step(self) -> list[TokenEvent]:
         events: list[TokenEvent] = []
@@ -53,6 +76,7 @@ class Harness:
         self.inbox = Inbox()
         self.loop = EngineLoop(self.core, self.inbox)  # type: ignore[arg-type]
         self.events: list[TokenEvent] = []
+        self.replies: list[Reply] = []
         self.inputs = InputProcessor(None, engine_info(vocab_size=99, max_model_len=99, eos_ids=()), seed=0)  # type: ignore[arg-type]
 
     def request(self, token: int, n: int = 1) -> Request:
@@ -62,8 +86,9 @@ class Harness:
         """Until nothing is left to do; `then` are messages that come one after each iteration."""
         messages = list(then)
 
-        def tell(events: list[TokenEvent]) -> None:
+        def tell(events: list[TokenEvent], replies: list[Reply]) -> None:
             self.events += events
+            self.replies += replies
             if messages:
                 self.inbox.put(messages.pop(0))
             elif not self.core.has_work:
@@ -108,6 +133,53 @@ def test_finishes_reach_their_sequence_and_come_too_late_without_harm() -> None:
     assert harness.core.finished == [(one, "stop", "text")]
     assert [event.finish_reason for event in harness.events if event.key == two] == [None, None, "length"]
     assert not harness.loop._sequences  # pyright: ignore[reportPrivateUsage]
+
+
+def test_calls_are_answered_in_order_and_failing_ones_with_their_error(caplog: pytest.LogCaptureFixture) -> None:
+    harness = Harness()
+    request = harness.request(5)
+    calls = [
+        Call(1, "sleep", {"level": 2}),
+        Call(2, "reset_prefix_cache", {}),
+        Call(3, "pause", {"mode": "wait"}),
+        Call(4, "wake", {}),
+        Call(5, "resume", {}),
+        Call(6, "explode", {}),
+        Call(7, "sleep", {"depth": 2}),
+        Call(8, "pause", {}),
+        Call(9, "trace", {}),
+    ]
+    for message in (request, *calls):
+        harness.inbox.put(message)
+    harness.run()
+    assert [reply.call_id for reply in harness.replies] == list(range(1, 10))
+    results = [reply.result if reply.error is None else reply.error.error() for reply in harness.replies]
+    assert results[:2] == [200, None]
+    assert [type(error) for error in results[2:8]] == [
+        EngineStateError,
+        CheckpointError,
+        CallFailedError,
+        CallFailedError,
+        CallFailedError,
+        CallFailedError,
+    ]
+    assert [str(results[i]) for i in (3, 4, 5)] == [
+        "no weights",
+        "The engine could not resume: ZeroDivisionError: oh",
+        "The engine has no method 'explode'.",
+    ]
+    assert results[8] == Recorded([], [])
+    assert harness.core.resets == 1
+    assert caplog.text.count("could not") >= 3
+    assert [event.finish_reason for event in harness.events] == [None, None, "length"], "requests go on"
+
+
+def test_an_iteration_that_cannot_be_read_for_a_call_ends_the_loop() -> None:
+    harness = Harness()
+    harness.core.settle = lambda: 1 // 0  # type: ignore[method-assign, assignment, return-value]
+    harness.inbox.put(Call(1, "trace", {}))
+    with pytest.raises(ZeroDivisionError):
+        harness.run()
 
 
 def test_a_failing_iteration_ends_the_loop() -> None:

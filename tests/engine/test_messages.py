@@ -14,13 +14,14 @@ from xlaserve.engine.framing import FrameReader, FrameWriter
 from xlaserve.engine.input_processor import InputProcessor
 from xlaserve.engine.messages import (
     Add,
+    Call,
     EngineInfo,
     Failed,
     Finish,
     FromEngine,
     Progress,
     Ready,
-    ResetPrefixCache,
+    Reply,
     Start,
     Step,
     ToEngine,
@@ -40,7 +41,8 @@ TO_ENGINE: list[Any] = [
     Start(EngineConfig(), 10, "/a:/b"),
     Finish(2**40, "stop", "日本"),
     Finish(0, "abort"),
-    ResetPrefixCache(),
+    Call(7, "pause", {"mode": "keep"}),
+    Call(8, "trace", {}),
 ]
 FROM_ENGINE: list[Any] = [
     Progress("a line — with 🎈"),
@@ -48,6 +50,9 @@ FROM_ENGINE: list[Any] = [
     Step([TokenEvent(1, 5), TokenEvent(2, None, "error"), TokenEvent(3, 7, "stop", 7, SCORES, METRICS, 48)], 3, 4, 70, 80, STATS),
     Step([], 0, 0, 0, 0, None),
     Failed("ConfigError", "no"),
+    Reply(7),
+    Reply(2**40, [1, "a", None]),
+    Reply(8, error=Failed("EngineStateError", "asleep")),
 ]
 
 

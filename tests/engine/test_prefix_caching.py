@@ -43,7 +43,7 @@ def test_a_reset_while_serving(tiny_model: Tiny) -> None:
         cached: list[int] = []
         for turn in range(4):
             if turn == 2:
-                llm.reset_prefix_cache()
+                await llm.reset_prefix_cache()
             counts = [output.num_cached_tokens async for output in llm.generate(prompt, GREEDY)]
             assert len(set(counts)) == 1
             cached.append(counts[0])

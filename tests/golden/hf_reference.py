@@ -63,17 +63,17 @@ class Reference:
     def beams(self, prompt: tuple[int, ...], **options: Any) -> list[tuple[list[int], float]]:
         """What transformers' beam search finds, the best first: tokens, the end-of-sequence token included, and score.
 
-        It runs without a cache: with one, its scores of some sequences are not those that one forward pass over them gives.
-
         Args:
             prompt: token ids.
             options: of `generate`, with `eos_token_id` (a list, which may be empty), `num_beams` and `max_new_tokens`.
         """
         eos_ids: list[int] = options["eos_token_id"]
         others = {**options, "eos_token_id": eos_ids or None, "num_return_sequences": options["num_beams"]}
-        self.model.generation_config = GenerationConfig(**others, pad_token_id=0, do_sample=False, use_cache=False)
+        self.model.generation_config = GenerationConfig(**others, pad_token_id=0, do_sample=False)
         with torch.inference_mode():
-            found = self.model.generate(torch.tensor([prompt]), return_dict_in_generate=True, output_scores=True)
+            # Without a mask, a prompt's tokens with the id of the padding would not be seen.
+            mask = torch.ones((1, len(prompt)), dtype=torch.int64)
+            found = self.model.generate(torch.tensor([prompt]), attention_mask=mask, return_dict_in_generate=True, output_scores=True)
         beams: list[tuple[list[int], float]] = []
         for row, score in zip(found.sequences[:, len(prompt) :].tolist(), found.sequences_scores.tolist(), strict=True):
             end = min((row.index(eos) + 1 for eos in eos_ids if eos in row), default=len(row))

@@ -43,7 +43,7 @@ class Live:
 
 
 @contextmanager
-def live_server(engine: Engine | None, **settings: float) -> Generator[Live]:
+def live_server(engine: Engine | None, **settings: float | bool) -> Generator[Live]:
     """Serves until the block ends. Without an engine the server stays in its loading phase."""
     options = ServerSettings(port=0, **settings)  # type: ignore[arg-type]
     listener = bind(options)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xlaserve.engine.modes import PauseMode, SleepLevel, check_level, check_mode
 from xlaserve.engine.outputs import CompletionOutput, EngineStats, FinishReason, Logprob, RequestMetrics, RequestOutput
 from xlaserve.errors import InvalidRequestError
 from xlaserve.sampling.beam_search import GenerationParams
@@ -66,7 +67,7 @@ class ScriptedStream:
             await asyncio.sleep(engine.token_seconds)
         if self.produced == engine.pause_after:
             engine.paused.set()
-            await engine.resume.wait()
+            await engine.go_on.wait()
         if self.aborted or self.produced == self._total:
             raise StopAsyncIteration
         if engine.failure is not None and self.produced == engine.fail_after:
@@ -115,7 +116,7 @@ class ScriptedStream:
 
 
 class ScriptedEngine:
-    """Args that tests set: `pause_after` tokens wait for `resume`; `failure` is raised, or `end_with` ends choices, after `fail_after`."""
+    """Args that tests set: `pause_after` tokens wait for `go_on`; `failure` is raised, or `end_with` ends choices, after `fail_after`."""
 
     def __init__(self, *, max_model_len: int = 128) -> None:
         self.model_name = "scripted/model"
@@ -128,6 +129,7 @@ class ScriptedEngine:
         self.errored: BaseException | None = None
         self.running: set[ScriptedStream] = set()
         self.submitted: list[ScriptedStream] = []
+        self.calls: list[tuple[object, ...]] = []
         self.refusal: Exception | None = None
         self.refuse_after = 0
         self.failure: Exception | None = None
@@ -135,7 +137,7 @@ class ScriptedEngine:
         self.fail_after = 0
         self.pause_after = -1
         self.token_seconds = 0.0
-        self.resume = asyncio.Event()
+        self.go_on = asyncio.Event()
         self.paused = threading.Event()
         self.aborted = threading.Event()
 
@@ -161,10 +163,45 @@ class ScriptedEngine:
             padded_tokens=12,
         )
 
+    @property
+    def is_paused(self) -> bool:
+        return bool(self.calls) and self.calls[-1][0] == "pause"
+
+    @property
+    def is_sleeping(self) -> bool:
+        return bool(self.calls) and self.calls[-1][0] == "sleep"
+
+    async def pause(self, mode: PauseMode = "keep") -> None:
+        check_mode(mode)
+        await self._call("pause", mode)
+
+    async def resume(self) -> None:
+        await self._call("resume")
+
+    async def sleep(self, level: SleepLevel = 1) -> int:
+        check_level(level)
+        await self._call("sleep", level)
+        return 1000 * level
+
+    async def wake(self) -> None:
+        await self._call("wake")
+
+    async def reset_prefix_cache(self) -> None:
+        await self._call("reset_prefix_cache")
+
+    async def trace(self) -> dict[str, Any]:
+        await self._call("trace")
+        return {"traceEvents": []}
+
+    async def _call(self, *call: object) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.calls.append(call)
+
     async def wait_failed(self) -> None:
         await asyncio.Event().wait()
 
     async def close(self) -> None:
         for stream in list(self.running):
             stream.abort()
-        self.resume.set()
+        self.go_on.set()

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,46 @@ def assert_becomes_idle(served: Served) -> None:
         if all(any(line.startswith(name + "{") and float(line.rpartition(" ")[2]) == 0 for line in metrics) for name in names):
             return
     raise AssertionError("something stays in use")
+
+
+FAILING = """
+import sys
+if "xlaserve.engine.engine_main" in sys.orig_argv:
+    from xlaserve.engine.core import EngineCore
+
+    class FailingCore(EngineCore):
+        def step(self):
+            if self.num_waiting > 9:
+                raise RuntimeError("the device at /dev/xla0 is gone")
+            return super().step()
+
+    from xlaserve.engine import build
+
+    build.EngineCore = FailingCore
+"""
+"""A `sitecustomize` that gives the engine process, and no other, a core that fails when ten sequences wait."""
+
+
+def test_an_iteration_that_fails_in_the_engine_process(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FAILING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with serving(model, "--dev-endpoints") as served:
+        served.read_until_ready()
+        engine = served.engine
+        with streaming(served) as lines, ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(served.client.post, "/pause?mode=wait")
+            response = served.client.post(COMPLETIONS, json={**LONG, "stream": False, "n": 10})
+            for answer in (response, waiting.result()):
+                assert (answer.status_code, answer.json()["error"]["code"]) == (500, "engine_dead")
+                assert "closed" not in answer.text, "told when the engine has died, not when the server goes too"
+            assert last_error(lines) == "engine_dead"
+        assert served.client.get("/health").status_code == 503
+        served.client.close()
+        code, _, errors = served.ended()
+        assert code == 1
+        assert "RuntimeError: the device at /dev/xla0 is gone" in errors, "the log has the traceback"
+        assert errors.rstrip().splitlines()[-1].startswith("xlaserve: error: The engine has stopped after an error: RuntimeError")
+        assert_gone(engine)
 
 
 def test_a_killed_server_takes_its_engine_with_it(model: Path) -> None:

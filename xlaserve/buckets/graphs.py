@@ -3,6 +3,7 @@
     step(params, kv, state, batch) -> (kv, state, output)
     seat(state, slot, ...) -> state
     copy(kv, source, target) -> kv
+    blank() -> (kv, state)
 
 `kv` and `state` are donated: the compiled graph updates them in place. Sampled tokens stay on the device in the state, one place per
 sequence slot, where the next generate step reads them; the host reads `output` later.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
-from xlaserve.buckets.ladder import COPIES, COPY, SEAT, Bucket, ContextBucket, GenerateBucket, UpkeepBucket
+from xlaserve.buckets.ladder import BLANK, COPIES, COPY, SEAT, Bucket, ContextBucket, GenerateBucket, UpkeepBucket
 from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, row_width, table_at
 from xlaserve.models.config import ModelConfig
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
@@ -127,6 +129,12 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
     return step
 
 
+def make_blank(spec: GraphSpec) -> tuple[tuple[Array, ...], SlotState]:
+    """What the device keeps between steps, zeroed."""
+    kv, state = jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), (spec.kv(), spec.state()))
+    return kv, state
+
+
 def scores_prompts(spec: GraphSpec, bucket: Bucket) -> bool:
     """Whether a graph can score prompt tokens. Without conditionals every prompt would pay for it, so no graph does."""
     return spec.branches and isinstance(bucket, ContextBucket)
@@ -152,6 +160,8 @@ def entry(spec: GraphSpec, bucket: Bucket | UpkeepBucket) -> Entry:
         blocks = jax.ShapeDtypeStruct((COPIES,), jnp.int32)
         return Entry(copy_blocks, (spec.kv(), blocks, blocks), (0,))
     state = spec.state()
+    if bucket == BLANK:
+        return Entry(partial(make_blank, spec), (), ())
     if bucket == SEAT:
         slot, *rows = (jax.ShapeDtypeStruct(table.shape[1:], table.dtype) for table in state)
         return Entry(seat, (state, slot, *rows), (0,))
@@ -164,6 +174,8 @@ def results(spec: GraphSpec, bucket: Bucket | UpkeepBucket) -> Any:
     """Shapes of what one graph gives; nothing is traced to know them."""
     if bucket == COPY:
         return spec.kv()
+    if bucket == BLANK:
+        return spec.kv(), spec.state()
     if bucket == SEAT:
         return spec.state()
     assert not isinstance(bucket, UpkeepBucket)
@@ -177,19 +189,22 @@ def results(spec: GraphSpec, bucket: Bucket | UpkeepBucket) -> Any:
 
 def lower(spec: GraphSpec, bucket: Bucket | UpkeepBucket, device: Device) -> jax.stages.Lowered:
     """Trace and lower one graph for `device`."""
-    function, arguments, donated = entry(spec, bucket)
-    return jax.jit(function, donate_argnums=donated, keep_unused=True).lower(*placed(arguments, donated, device))
+    return lower_entry(entry(spec, bucket), device)
 
 
-def placed(arguments: tuple[Any, ...], donated: tuple[int, ...], device: Device) -> tuple[Any, ...]:
-    """Arguments with what stays on the device placed there: the weights and what is donated. What the host sends has no place yet."""
+def lower_entry(graph: Entry, device: Device) -> jax.stages.Lowered:
+    """Trace and lower a function for `device`. The weights and what is donated are there, and so are the results; what the host sends
+    has no place yet.
+    """
     place = SingleDeviceSharding(device)
 
     def on_device(array: Any) -> Any:
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
 
+    function, arguments, donated = graph
     kept = (*donated, 0)
-    return tuple(jax.tree.map(on_device, argument) if at in kept else argument for at, argument in enumerate(arguments))
+    placed = (jax.tree.map(on_device, argument) if at in kept else argument for at, argument in enumerate(arguments))
+    return jax.jit(function, donate_argnums=donated, keep_unused=True, out_shardings=place).lower(*placed)
 
 
 def _as_float(column: Array) -> Array:

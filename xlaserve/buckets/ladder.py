@@ -75,7 +75,10 @@ COPY = UpkeepBucket("copy")
 
 COPIES = 16
 
-UPKEEP = (SEAT, COPY)
+BLANK = UpkeepBucket("blank")
+"""Makes all of it, zeroed: when the engine starts, and when it wakes."""
+
+UPKEEP = (SEAT, COPY, BLANK)
 
 
 @dataclass(frozen=True, slots=True)

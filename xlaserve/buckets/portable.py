@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.export
 
-from xlaserve.buckets.graphs import GraphSpec, entry, placed, results
+from xlaserve.buckets.graphs import GraphSpec, entry, lower_entry, results
 from xlaserve.buckets.ladder import Bucket, UpkeepBucket
 from xlaserve.errors import ArtifactError
 from xlaserve.platforms.platform import Device
@@ -46,10 +46,10 @@ def lower_portable(content: bytes, spec: GraphSpec, bucket: Bucket | UpkeepBucke
     Raises:
         ArtifactError: it cannot be read, or is not this graph for this platform.
     """
-    _, arguments, donated = entry(spec, bucket)
+    graph = entry(spec, bucket)
     given = results(spec, bucket)
     exported = _read(content)
-    for what, here, found in (("arguments", arguments, exported.in_avals), ("results", given, exported.out_avals)):
+    for what, here, found in (("arguments", graph.arguments, exported.in_avals), ("results", given, exported.out_avals)):
         shapes = [(tuple(array.shape), str(array.dtype)) for array in jax.tree.leaves(here)]
         if shapes != [(tuple(array.shape), str(array.dtype)) for array in found]:
             raise ArtifactError(f"its {what} are not this graph's")
@@ -60,7 +60,7 @@ def lower_portable(content: bytes, spec: GraphSpec, bucket: Bucket | UpkeepBucke
 
     step.__name__ = _function_name(bucket)
     try:
-        return jax.jit(step, donate_argnums=donated, keep_unused=True).lower(*placed(arguments, donated, device))
+        return lower_entry(graph._replace(function=step), device)
     except (ValueError, NotImplementedError) as error:  # of another platform, or of an unknown calling convention
         raise ArtifactError(f"JAX does not take it: {error}") from error
 

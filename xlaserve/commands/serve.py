@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--send-timeout", type=_seconds, default=60.0, metavar="S", help="seconds a client may leave its stream unread (default: 60)"
     )
+    dev = "let clients pause the engine, put it to sleep, and read its trace: for trusted networks only"
+    group.add_argument("--dev-endpoints", action="store_true", help=dev)
     group.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="(default: info)")
 
 
@@ -50,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         max_body_size=args.max_body_size,
         shutdown_timeout=args.shutdown_timeout,
         send_timeout=args.send_timeout,
+        dev_endpoints=args.dev_endpoints,
     )
     listener = bind(settings)
     url = address(listener)

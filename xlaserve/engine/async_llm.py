@@ -34,7 +34,3 @@ class AsyncLLM(FrontEnd):
         self._engine: Engine = build(config, progress or log.info)
         plan = self._engine.plan
         super().__init__(EngineThread(self._engine.core), plan.info(), plan.checkpoint.tokenizer(), config)
-
-    def trace(self) -> dict[str, Any]:
-        """What the last iterations did, as an object in Chrome's trace event format, to be written as JSON."""
-        return self._engine.core.trace.chrome()

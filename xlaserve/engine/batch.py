@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from xlaserve.buckets.ladder import Bucket
 from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, row_width, table_at
-from xlaserve.engine.scheduler import ContextStep, GenerateStep
+from xlaserve.engine.decision import ContextStep, GenerateStep
 from xlaserve.engine.sequence import Sequence
 from xlaserve.paged.block_tables import BlockTables
 
@@ -107,6 +107,10 @@ class BatchBuilder:
         """
         seated, self._seated = self._seated, []
         return seated
+
+    def forget(self) -> None:
+        """The device keeps nothing of any slot any more."""
+        self._owner = [None] * len(self._owner)
 
     def _seat(self, sequence: Sequence) -> int:
         """The slot of a sequence, its constant fields written there."""

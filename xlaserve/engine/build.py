@@ -219,9 +219,10 @@ def measure_costs(plan: Plan, stores: Stores, graphs: dict[Bucket | UpkeepBucket
     """
 
     def measure() -> dict[Bucket, int]:
-        device = plan.platform.devices()[0]
-        weights = placeholder_weights(plan.spec.parameters(), device)
-        runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, weights, device)
+        def load() -> tuple[Array, ...]:
+            return placeholder_weights(plan.spec.parameters(), plan.platform.devices()[0])
+
+        runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, load(), load, plan.platform.trim)
         runner.warm_up()
         return runner.measure()
 
@@ -241,14 +242,15 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
     for line in plan.describe().splitlines():
         progress(line)
     device = plan.platform.devices()[0]
+    parameters, rows = plan.spec.parameters(), fused_rows(plan.model)
     weights: list[tuple[Array, ...]] = []
 
-    def load() -> None:
-        weights.append(load_weights(plan.checkpoint, plan.spec.parameters(), device, fused_rows=fused_rows(plan.model)))
+    def load() -> tuple[Array, ...]:
+        return load_weights(plan.checkpoint, parameters, device, fused_rows=rows)
 
     stores = open_stores(plan, config, progress)
-    graphs = compile_graphs(plan, stores, config, progress, meanwhile=load)
-    runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, weights.pop(), device)
+    graphs = compile_graphs(plan, stores, config, progress, meanwhile=lambda: weights.append(load()))
+    runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, weights.pop(), load, plan.platform.trim)
     runner.warm_up()
     plan = replace(plan, ladder=with_costs(plan.ladder, stores, graphs, runner.measure, progress))
     limits = plan.limits

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
-from xlaserve.engine.messages import Finish, ResetPrefixCache, TokenEvent
+from xlaserve.engine.messages import Finish, TokenEvent
 from xlaserve.engine.outputs import EngineStats
 from xlaserve.engine.request import Request
 from xlaserve.errors import XlaserveError
@@ -25,8 +25,17 @@ class Connection(Protocol):
         """Put a validated request in the queue."""
         ...
 
-    def tell(self, message: Finish | ResetPrefixCache) -> None:
-        """Anything else. Without effect on a sequence that has ended, and on an engine that has."""
+    def finish(self, message: Finish) -> None:
+        """End a sequence. Without effect on one that has ended, and on an engine that has."""
+        ...
+
+    async def call(self, method: str, **arguments: Any) -> Any:
+        """Ask for one of the things that `xlaserve.engine.controls` knows; done between two iterations.
+
+        Raises:
+            XlaserveError: it failed; of the type that it has in the engine.
+            EngineDeadError: the engine has ended, or ends before it answers.
+        """
         ...
 
     @property

@@ -7,8 +7,10 @@ Everything that reaches it has been validated; it belongs to one thread.
 
 from __future__ import annotations
 
+import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +19,20 @@ from xlaserve.buckets.compile_events import COMPILE_EVENTS
 from xlaserve.buckets.graphs import StepOutput
 from xlaserve.buckets.ladder import Bucket
 from xlaserve.engine.batch import Batch, BatchBuilder
+from xlaserve.engine.decision import Decision
+from xlaserve.engine.events import prompt_score_events, search_event, token_event
 from xlaserve.engine.messages import TokenEvent
+from xlaserve.engine.modes import PauseMode, SleepLevel
 from xlaserve.engine.outputs import EngineStats, FinishReason
 from xlaserve.engine.runner import Runner, read
-from xlaserve.engine.scheduler import ContextStep, Decision, Scheduler
+from xlaserve.engine.scheduler import Scheduler
 from xlaserve.engine.sequence import Sequence
-from xlaserve.engine.trace import StepRecord, StepTrace
+from xlaserve.engine.trace import DeviceRecord, StepRecord, StepTrace
+from xlaserve.errors import EngineStateError
 from xlaserve.paged.block_pool import BlockPool
-from xlaserve.sampling.beam_search import Hypothesis
-from xlaserve.sampling.scores import TokenScore, read_scores
+from xlaserve.sampling.scores import read_scores
+
+log = logging.getLogger(__name__)
 
 _Fetched = tuple[list[int], NDArray[np.int32] | None, NDArray[np.int32] | None]
 """Tokens of each row of a graph, and their scores and those of prompts where they were asked for."""
@@ -42,6 +49,15 @@ class _Counters:
     generation_tokens: int = 0
     allocated_token_slots: int = 0
     used_token_slots: int = 0
+
+
+class _InFlight(NamedTuple):
+    """An iteration whose tokens the host has not read: its number and graphs, and when the first of them was dispatched."""
+
+    step: int
+    decision: Decision
+    outputs: list[StepOutput]
+    dispatched: float
 
 
 class EngineCore:
@@ -61,10 +77,12 @@ class EngineCore:
         self._pool = pool
         self._async = async_scheduling
         self._batches = BatchBuilder(scheduler.tables, max_num_seqs)
-        self._unread: list[tuple[Decision, list[StepOutput]]] = []
+        self._unread: list[_InFlight] = []
+        self._device_free = 0.0
         self._counters = _Counters()
         self.trace = StepTrace()
         self.progress = 0
+        self.sleep_level = 0
         self._compiled_before = COMPILE_EVENTS.count
 
     @property
@@ -94,6 +112,90 @@ class EngineCore:
         """Let nothing that has been computed so far be shared with what comes."""
         self._scheduler.reset_prefix_cache()
 
+    @property
+    def paused(self) -> bool:
+        """Whether nothing is computed until `resume` or `wake`, whatever comes."""
+        return self._scheduler.paused
+
+    @property
+    def draining(self) -> bool:
+        """Whether it is on the way to a pause, and what ran then, or waited, has not all ended."""
+        return self._scheduler.draining
+
+    @property
+    def drained(self) -> bool:
+        """Whether it is paused, and has nothing left of what came before."""
+        return self._scheduler.paused and self._scheduler.drained
+
+    def pause(self, mode: PauseMode) -> list[TokenEvent]:
+        """Compute nothing from here on; with "wait", only once all that is there has ended. Nothing may be in flight.
+
+        Returns:
+            The ends of the sequences that mode "abort" ends.
+
+        Raises:
+            EngineStateError: the engine sleeps, so that nothing could end.
+        """
+        scheduler = self._scheduler
+        if mode == "wait":
+            if self.sleep_level:
+                raise EngineStateError("The engine sleeps, and nothing ends meanwhile: wake it first.")
+            scheduler.close_door()
+            return []
+        scheduler.freeze()
+        ended = {sequence.principal for sequence in (*scheduler.running, *scheduler.waiting)} if mode == "abort" else set[Sequence]()
+        for sequence in ended:
+            scheduler.finish(sequence, "abort")
+        return [token_event(sequence, None, None) for sequence in ended]
+
+    def resume(self) -> None:
+        """Go on after a pause.
+
+        Raises:
+            EngineStateError: the engine sleeps.
+        """
+        if self.sleep_level:
+            raise EngineStateError("The engine sleeps: wake it.")
+        self._scheduler.resume()
+
+    def sleep(self, level: SleepLevel) -> int:
+        """Pause, and give back the device's memory: KV and slots, from level 2 on the weights too. Nothing may be in flight.
+
+        Running sequences return to the queue; their KV is computed anew after `wake`, and so is what the prefix cache held.
+
+        Returns:
+            Bytes that were given back.
+        """
+        self._scheduler.freeze()
+        self._scheduler.give_back()
+        self._scheduler.reset_prefix_cache()
+        self._batches.forget()
+        freed = self._runner.release(weights=level == 2)
+        self.sleep_level = max(self.sleep_level, level)
+        log.info("Asleep at level %d: %.1f MiB of the device's memory are free", self.sleep_level, freed / 2**20)
+        return freed
+
+    def wake(self) -> None:
+        """Get back what `sleep` gave, and go on. Without effect on an engine that is awake, paused or not.
+
+        Raises:
+            CheckpointError: the weights cannot be read any more; the engine sleeps on.
+        """
+        if not self.sleep_level:
+            return
+        begin = time.monotonic()
+        self._runner.restore()
+        self.sleep_level = 0
+        self._scheduler.resume()
+        log.info("Awake after %.2f s", time.monotonic() - begin)
+
+    def settle(self) -> list[TokenEvent]:
+        """Read what is in flight."""
+        events: list[TokenEvent] = []
+        while self._unread:
+            self._read(events)
+        return events
+
     def step(self) -> list[TokenEvent]:
         """Dispatch the next iteration, if there is one, and read the one before it; without asynchronous scheduling read that same one."""
         begin = time.perf_counter()
@@ -103,16 +205,10 @@ class EngineCore:
         events: list[TokenEvent] = []
         wait = process = 0.0
         if len(self._unread) > (self._async and decision is not None):
-            before, outputs = self._unread.pop(0)
-            dispatched = time.perf_counter()
-            fetched = _fetch(before, outputs)
-            arrived = time.perf_counter()
-            self._process(before, fetched, events)
-            wait, process = arrived - dispatched, time.perf_counter() - arrived
+            wait, process = self._read(events)
         self.progress += bool(decision is not None or events)
         if decision is not None:
-            scheduler, steps = self._scheduler, (decision.generate, decision.context)
-            graphs = tuple(step.bucket.name for step in steps if step is not None)
+            scheduler = self._scheduler
             places, tokens = decision.places, decision.tokens
             self.trace.add(
                 StepRecord(
@@ -125,7 +221,7 @@ class EngineCore:
                     process,
                     tokens,
                     places - tokens,
-                    graphs,
+                    decision.graphs,
                     len(scheduler.running),
                     len(scheduler.waiting),
                     self._pool.num_free,
@@ -153,22 +249,35 @@ class EngineCore:
             prefix_cache_hits=scheduler.prefix_hits,
             allocated_token_slots=counters.allocated_token_slots,
             used_token_slots=counters.used_token_slots,
+            paused=self.paused,
+            sleep_level=self.sleep_level,
         )
+
+    def _read(self, events: list[TokenEvent]) -> tuple[float, float]:
+        """Take the oldest iteration that is in flight; seconds spent on waiting for it, and on its tokens."""
+        step, decision, outputs, dispatched = self._unread.pop(0)
+        begin = time.perf_counter()
+        fetched = _fetch(decision, outputs)
+        arrived = time.perf_counter()
+        start, self._device_free = max(dispatched, self._device_free), arrived
+        self.trace.ran(DeviceRecord(step, start, arrived - start, decision.graphs))
+        self._process(decision, fetched, events)
+        return arrived - begin, time.perf_counter() - arrived
 
     def _dispatch(self, decision: Decision) -> tuple[float, float]:
         """Start the iteration's graphs; seconds spent on their inputs, and on starting them."""
         if decision.copies:
             self._runner.copy(decision.copies)
         outputs: list[StepOutput] = []
-        prepare = dispatch = 0.0
+        prepare = dispatch = first = 0.0
         for step, build in ((decision.generate, self._batches.generate), (decision.context, self._batches.context)):
             if step is not None:
                 begin = time.perf_counter()
                 batch = build(step)  # type: ignore[arg-type]
                 built = time.perf_counter()
+                first = first or built
                 outputs.append(self._run(step.bucket, batch))
                 prepare, dispatch = prepare + built - begin, dispatch + time.perf_counter() - built
-        self._unread.append((decision, outputs))
         counters, running, size = self._counters, self._scheduler.running, self._pool.block_size
         held = computed = 0
         for sequence in running:
@@ -176,6 +285,7 @@ class EngineCore:
             computed += sequence.num_computed
         allocated = self._pool.capacity - self._pool.num_free
         counters.steps += 1
+        self._unread.append(_InFlight(counters.steps, decision, outputs, first))
         counters.scheduled_tokens += decision.tokens
         counters.padded_tokens += decision.places - decision.tokens
         counters.prompt_tokens += _prompt_tokens(decision)
@@ -192,7 +302,7 @@ class EngineCore:
     def _process(self, decision: Decision, fetched: list[_Fetched], events: list[TokenEvent]) -> None:
         now, append = time.monotonic(), self._scheduler.append
         if decision.context is not None and (places := fetched[-1][2]) is not None:
-            events += _prompt_scores(decision.context, places)
+            events += prompt_score_events(decision.context, places)
         generated = 0
         for (tokens, scores, _), rows in zip(fetched, decision.rows, strict=True):
             for row, (sequence, samples) in enumerate(rows):
@@ -207,26 +317,12 @@ class EngineCore:
                     assert scored is not None
                     if self._scheduler.advance(sequence, scored):
                         hypotheses = sequence.group.search.hypotheses
-                        events.append(_found(sequence.group.first, hypotheses))
+                        events.append(search_event(sequence.group.first, hypotheses))
                         generated += sum(len(hypothesis.token_ids) for hypothesis in hypotheses)
                 elif append(sequence, tokens[row]):
-                    events.append(_event(sequence, tokens[row], scored))
+                    events.append(token_event(sequence, tokens[row], scored))
                     generated += 1
         self._counters.generation_tokens += generated
-
-
-def _prompt_scores(step: ContextStep, places: NDArray[np.int32]) -> list[TokenEvent]:
-    """Events of the chunks that score their prompts, from int32 `[rows, length, SCORE_WIDTH]`."""
-    events: list[TokenEvent] = []
-    for row, chunk in zip(places, step.chunks, strict=False):
-        sequence = chunk.sequence
-        prompt, top = sequence.prompt_ids, sequence.params.prompt_logprobs
-        if top is None or not sequence.scores_prompt:
-            continue
-        ends = range(chunk.start + 1, min(chunk.start + chunk.length + 1, len(prompt)))
-        if found := {place: read_scores(row[place - chunk.start - 1], prompt[place], top) for place in ends}:
-            events.append(TokenEvent(sequence.key, None, prompt_scores=found))
-    return events
 
 
 def _fetch(decision: Decision, outputs: list[StepOutput]) -> list[_Fetched]:
@@ -239,26 +335,6 @@ def _fetch(decision: Decision, outputs: list[StepOutput]) -> list[_Fetched]:
         )
         for output, rows in zip(outputs, decision.rows, strict=True)
     ]
-
-
-def _event(sequence: Sequence, token: int, scores: list[TokenScore] | None) -> TokenEvent:
-    """What the user's side is told about a new token; timing goes with the first and the last of a sequence."""
-    reason = sequence.finish_reason
-    if reason is None and len(sequence.output_ids) > 1:
-        return TokenEvent(sequence.key, token, scores=scores)
-    return TokenEvent(sequence.key, token, reason, sequence.stop_reason, scores, replace(sequence.metrics), sequence.num_cached_tokens or 0)
-
-
-def _found(first: Sequence, hypotheses: list[Hypothesis]) -> TokenEvent:
-    """What the user's side is told when a beam search ends; before that, nothing."""
-    return TokenEvent(
-        first.key,
-        None,
-        first.finish_reason,
-        metrics=replace(first.metrics),
-        num_cached_tokens=first.num_cached_tokens or 0,
-        hypotheses=hypotheses,
-    )
 
 
 def _prompt_tokens(decision: Decision) -> int:

@@ -16,7 +16,7 @@ import time
 
 from xlaserve.engine.framing import FrameReader, FrameWriter
 from xlaserve.engine.inbox import Inbox
-from xlaserve.engine.messages import Failed, Progress, Ready, Start, Step, ToEngine, TokenEvent
+from xlaserve.engine.messages import Failed, Progress, Ready, Reply, Start, Step, ToEngine, TokenEvent
 from xlaserve.errors import XlaserveError
 
 log = logging.getLogger("xlaserve.engine")
@@ -43,7 +43,7 @@ class Channel:
         self._writer = FrameWriter()
         self._reader = FrameReader[ToEngine](ToEngine)
 
-    def send(self, message: Progress | Ready | Step | Failed) -> None:
+    def send(self, message: Progress | Ready | Step | Failed | Reply) -> None:
         """Send one message; waits where the parent does not keep up."""
         try:
             self._end.sendall(self._writer.frame(message))
@@ -112,10 +112,11 @@ def _run(channel: Channel, start: Start) -> None:
     loop = EngineLoop(core, inbox)
     told = 0.0
 
-    def tell(events: list[TokenEvent]) -> None:
+    def tell(events: list[TokenEvent], replies: list[Reply]) -> None:
         nonlocal told
         now = time.monotonic()
-        due = now - told >= STATS_SECONDS or not core.has_work
+        # Whoever reads the statistics after an answer finds what the call has changed.
+        due = now - told >= STATS_SECONDS or not core.has_work or bool(replies)
         if events or due:
             told = now if due else told
             channel.send(
@@ -128,9 +129,11 @@ def _run(channel: Channel, start: Start) -> None:
                     core.stats() if due else None,
                 )
             )
+        for reply in replies:
+            channel.send(reply)
 
     channel.send(Ready(engine.plan.info()))
-    tell([])
+    tell([], [])
     loop.run(tell)
 
 

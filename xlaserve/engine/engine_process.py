@@ -14,13 +14,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Generator
-from typing import cast
+from typing import Any, cast
 
+from xlaserve.engine.calls import OpenCalls
 from xlaserve.engine.config import EngineConfig
 from xlaserve.engine.connection import OnEvents, OnFailure
 from xlaserve.engine.framing import FrameReader, FrameWriter
 from xlaserve.engine.front_end import FrontEnd
-from xlaserve.engine.messages import Add, EngineInfo, Failed, Finish, FromEngine, Progress, Ready, ResetPrefixCache, Start, Step, ToEngine
+from xlaserve.engine.messages import Add, EngineInfo, Failed, Finish, FromEngine, Progress, Ready, Reply, Start, Step, ToEngine
 from xlaserve.engine.outputs import EngineStats
 from xlaserve.engine.request import Request
 from xlaserve.errors import EngineDeadError, XlaserveError
@@ -74,6 +75,7 @@ class EngineProcess(asyncio.Protocol):
         self._on_failure: OnFailure | None = None
         self._last = Step([], 0, 0, 0, 0, None)
         self._stats = EngineStats()
+        self._calls = OpenCalls(self._send)
         self._num_sent = self._num_sent_tokens = 0
         self._closing = False
         self._failure: XlaserveError | None = None
@@ -99,9 +101,13 @@ class EngineProcess(asyncio.Protocol):
         self._num_sent += len(request.sequences)
         self._num_sent_tokens += len(request.prompt_ids)
 
-    def tell(self, message: Finish | ResetPrefixCache) -> None:
+    def finish(self, message: Finish) -> None:
         """As in `Connection`."""
         self._send(message)
+
+    async def call(self, method: str, **arguments: Any) -> Any:
+        """As in `Connection`."""
+        return await self._calls.call(method, arguments)
 
     @property
     def num_waiting(self) -> int:
@@ -123,6 +129,7 @@ class EngineProcess(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         await self._reap()
+        self._calls.end(EngineDeadError("The engine has been closed."))
 
     # What follows is called by the event loop.
 
@@ -146,6 +153,8 @@ class EngineProcess(asyncio.Protocol):
                 if message.events:
                     assert self._on_events is not None
                     self._on_events(message.events)
+            case Reply():
+                self._calls.answer(message)
             case Progress():
                 self._progress(message.line)
             case Ready():
@@ -164,6 +173,7 @@ class EngineProcess(asyncio.Protocol):
         if self._failure is None:
             self._failure = EngineDeadError(f"The engine process (pid {self._process.pid}) {_how_it_ended(code)}.")
         self._stats = EngineStats(num_blocks=self._stats.num_blocks, num_free_blocks=self._stats.num_blocks)
+        self._calls.end(self._failure)
         if not self.ready.done():
             self.ready.set_exception(self._failure)
             return

@@ -6,12 +6,14 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from typing import Any
 
+from xlaserve.engine.calls import OpenCalls
 from xlaserve.engine.connection import OnEvents, OnFailure
 from xlaserve.engine.core import EngineCore
 from xlaserve.engine.inbox import Inbox
 from xlaserve.engine.loop import EngineLoop
-from xlaserve.engine.messages import Finish, ResetPrefixCache, TokenEvent
+from xlaserve.engine.messages import Finish, Reply, TokenEvent
 from xlaserve.engine.outputs import EngineStats
 from xlaserve.engine.request import Request
 from xlaserve.errors import EngineDeadError
@@ -30,6 +32,7 @@ class EngineThread:
         self._core = core
         self._inbox = Inbox()
         self._work = EngineLoop(core, self._inbox)
+        self._calls = OpenCalls(self._inbox.put)
         self._num_sent = self._num_sent_tokens = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -46,9 +49,14 @@ class EngineThread:
         self._num_sent_tokens += len(request.prompt_ids)
         self._inbox.put(request)
 
-    def tell(self, message: Finish | ResetPrefixCache) -> None:
+    def finish(self, message: Finish) -> None:
         """As in `Connection`."""
         self._inbox.put(message)
+
+    async def call(self, method: str, **arguments: Any) -> Any:
+        """As in `Connection`."""
+        self._loop = asyncio.get_running_loop()
+        return await self._calls.call(method, arguments)
 
     @property
     def num_waiting(self) -> int:
@@ -68,6 +76,7 @@ class EngineThread:
         """As in `Connection`."""
         self._inbox.close()
         await asyncio.to_thread(self._thread.join)
+        self._calls.end(EngineDeadError("The engine has been closed."))
 
     def _run(self) -> None:
         try:
@@ -76,11 +85,20 @@ class EngineThread:
             log.exception("The engine has stopped after an error")
             dead = EngineDeadError(f"The engine has stopped after an error: {error}")
             dead.__cause__ = error
-            self._post(lambda: self._on_failure(dead))
+            self._post(lambda: self._fail(dead))
 
-    def _tell(self, events: list[TokenEvent]) -> None:
-        if events:
-            self._post(lambda: self._on_events(events))
+    def _tell(self, events: list[TokenEvent], replies: list[Reply]) -> None:
+        if events or replies:
+            self._post(lambda: self._deliver(events, replies))
+
+    def _deliver(self, events: list[TokenEvent], replies: list[Reply]) -> None:
+        self._on_events(events)
+        for reply in replies:
+            self._calls.answer(reply)
+
+    def _fail(self, error: EngineDeadError) -> None:
+        self._calls.end(error)
+        self._on_failure(error)
 
     def _post(self, call: Callable[[], None]) -> None:
         assert self._loop is not None

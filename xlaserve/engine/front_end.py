@@ -9,15 +9,20 @@ import time
 from collections.abc import AsyncIterator
 from collections.abc import Sequence as Sequences
 from dataclasses import replace
+from typing import Any
+
+import msgspec
 
 from xlaserve.engine.config import EngineConfig
 from xlaserve.engine.connection import Connection
 from xlaserve.engine.input_processor import InputProcessor
-from xlaserve.engine.messages import EngineInfo, Finish, ResetPrefixCache, TokenEvent
+from xlaserve.engine.messages import EngineInfo, Finish, TokenEvent
+from xlaserve.engine.modes import PauseMode, SleepLevel, check_level, check_mode
 from xlaserve.engine.output_processor import OutputProcessor
 from xlaserve.engine.output_stream import OutputStream
 from xlaserve.engine.outputs import EngineStats, RequestOutput
 from xlaserve.engine.request import Request
+from xlaserve.engine.trace import Recorded
 from xlaserve.engine.watchdog import Watchdog
 from xlaserve.errors import EngineDeadError, InvalidRequestError, OverloadedError, XlaserveError
 from xlaserve.models.tokenizer import Tokenizer
@@ -153,14 +158,82 @@ class FrontEnd:
         finally:
             stream.abort()
 
-    def reset_prefix_cache(self) -> None:
+    @property
+    def is_paused(self) -> bool:
+        """Whether nothing is computed until `resume` or `wake`; always where it sleeps."""
+        return self._connection.stats().paused
+
+    @property
+    def is_sleeping(self) -> bool:
+        """Whether the device's memory has been given back."""
+        return self._connection.stats().sleep_level > 0
+
+    async def pause(self, mode: PauseMode = "keep") -> None:
+        """Compute nothing from here on, until `resume`. New requests are accepted and wait; requests can be aborted as ever.
+
+        Args:
+            mode: what becomes of the requests that run or wait: "keep" leaves them as they are, until `resume`; "abort" ends them with
+                that reason; "wait" lets them end first, and takes until then.
+
+        Raises:
+            InvalidRequestError: there is no such mode.
+            EngineStateError: what "wait" waited for cannot end, since another call stopped or resumed the engine, or it sleeps.
+            EngineDeadError: the engine has stopped.
+        """
+        check_mode(mode)
+        await self._call("pause", mode=mode)
+
+    async def resume(self) -> None:
+        """Go on after a pause.
+
+        Raises:
+            EngineStateError: the engine sleeps.
+            EngineDeadError: it has stopped.
+        """
+        await self._call("resume")
+
+    async def sleep(self, level: SleepLevel = 1) -> int:
+        """Pause, and give back the device's memory until `wake`. Requests that run go on after it where they were.
+
+        Args:
+            level: 1 gives back KV and slots; 2 the weights too.
+
+        Returns:
+            Bytes that were given back.
+
+        Raises:
+            InvalidRequestError: there is no such level.
+            EngineDeadError: the engine has stopped.
+        """
+        check_level(level)
+        return await self._call("sleep", level=level)
+
+    async def wake(self) -> None:
+        """Get back what `sleep` gave, and go on.
+
+        Raises:
+            CheckpointError: the weights cannot be read any more; the engine sleeps on.
+            CallFailedError: the device has no room; likewise.
+            EngineDeadError: the engine has stopped.
+        """
+        await self._call("wake")
+
+    async def reset_prefix_cache(self) -> None:
         """Requests that are submitted from here on reuse nothing that was computed before.
 
         Raises:
             EngineDeadError: the engine has stopped.
         """
-        self._check_alive()
-        self._connection.tell(ResetPrefixCache())
+        await self._call("reset_prefix_cache")
+
+    async def trace(self) -> dict[str, Any]:
+        """What the last iterations did, as an object in Chrome's trace event format, to be written as JSON.
+
+        Raises:
+            EngineDeadError: the engine has stopped.
+        """
+        recorded = msgspec.convert(await self._call("trace"), Recorded)
+        return await asyncio.to_thread(recorded.chrome)
 
     async def close(self) -> None:
         """Abort what runs, and end the engine. May be called again."""
@@ -169,6 +242,10 @@ class FrontEnd:
         await self._connection.close()
         for stream in list(self._streams.values()):
             stream.abort()
+
+    async def _call(self, method: str, **arguments: Any) -> Any:
+        self._check_alive()
+        return await self._connection.call(method, **arguments)
 
     def _check_alive(self) -> None:
         if self._error is not None:
@@ -198,14 +275,15 @@ class FrontEnd:
             return
         self._processor.remove(request.request_id)
         for sequence in request.sequences:
-            self._connection.tell(Finish(sequence.key, "abort"))
+            self._connection.finish(Finish(sequence.key, "abort"))
 
     def _watch(self, interval: float) -> None:
         """In a thread of its own: an engine that gets nowhere cannot be trusted to say so."""
         while not self._closed.wait(interval) and self._error is None:
             stats = self._connection.stats()
             progress = stats.steps + stats.generation_tokens
-            if self._watchdog.look(time.monotonic(), has_work=bool(self._streams), progress=progress):
+            has_work = bool(self._streams) and not stats.paused
+            if self._watchdog.look(time.monotonic(), has_work=has_work, progress=progress):
                 log.error(
                     "The engine has made no progress for too long: %d running, %d waiting, %d of %d KV blocks free, after %d iterations",
                     stats.num_running,
@@ -218,7 +296,7 @@ class FrontEnd:
     def _deliver(self, events: list[TokenEvent]) -> None:
         processed = self._processor.process(events)
         for finish in processed.finishes:
-            self._connection.tell(finish)
+            self._connection.finish(finish)
         for output in processed.outputs:
             stream = self._streams.get(output.request_id)
             if stream is not None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from xlaserve.engine.messages import Add, Finish, ResetPrefixCache
+from xlaserve.engine.messages import Add, Call, Finish
 from xlaserve.engine.request import Request
 
-Message = Request | Add | Finish | ResetPrefixCache
+Message = Request | Add | Finish | Call
 """A request comes as it is, or as the message that describes it."""
 
 

@@ -11,12 +11,13 @@ from typing import Any
 from xlaserve.engine.build import build
 from xlaserve.engine.config import EngineConfig
 from xlaserve.engine.input_processor import InputProcessor
+from xlaserve.engine.modes import SleepLevel, check_level
 from xlaserve.engine.output_processor import OutputProcessor
 from xlaserve.engine.output_stream import add_increment
 from xlaserve.engine.outputs import CompletionOutput, EngineStats, RequestOutput
 from xlaserve.engine.request import Request
 from xlaserve.engine.sequence import Sequence
-from xlaserve.errors import InvalidRequestError
+from xlaserve.errors import EngineStateError, InvalidRequestError
 from xlaserve.models.tokenizer import Tokenizer
 from xlaserve.sampling.beam_search import BeamSearchParams, GenerationParams
 from xlaserve.sampling.params import SamplingParams
@@ -75,7 +76,10 @@ class LLM:
 
         Raises:
             InvalidRequestError: a prompt or a parameter is not acceptable; nothing has been generated then.
+            EngineStateError: the engine sleeps.
         """
+        if self.is_sleeping:
+            raise EngineStateError("The engine sleeps, and nothing is generated meanwhile: call wake() first.")
         listed = [prompts] if _is_prompt(prompts) else list(prompts)
         each = [params or SamplingParams()] * len(listed) if params is None or isinstance(params, GenerationParams) else list(params)
         if len(each) != len(listed):
@@ -117,11 +121,40 @@ class LLM:
 
     def trace(self) -> dict[str, Any]:
         """What the last iterations did, as an object in Chrome's trace event format, to be written as JSON."""
-        return self._core.trace.chrome()
+        return self._core.trace.recorded().chrome()
 
     def reset_prefix_cache(self) -> None:
         """Compute every prompt anew from here on."""
         self._core.reset_prefix_cache()
+
+    @property
+    def is_sleeping(self) -> bool:
+        """Whether the device's memory has been given back."""
+        return self._core.sleep_level > 0
+
+    def sleep(self, level: SleepLevel = 1) -> int:
+        """Give back the device's memory until `wake`.
+
+        Args:
+            level: 1 gives back KV and slots; 2 the weights too.
+
+        Returns:
+            Bytes that were given back.
+
+        Raises:
+            InvalidRequestError: there is no such level.
+        """
+        check_level(level)
+        self._core.settle()
+        return self._core.sleep(level)
+
+    def wake(self) -> None:
+        """Get back what `sleep` gave.
+
+        Raises:
+            CheckpointError: the weights cannot be read any more; the engine sleeps on.
+        """
+        self._core.wake()
 
     def close(self) -> None:
         """Give back the device's memory. The object cannot be used afterwards."""

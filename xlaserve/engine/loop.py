@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from xlaserve.engine.controls import Controls
 from xlaserve.engine.core import EngineCore
 from xlaserve.engine.inbox import Inbox
-from xlaserve.engine.messages import Add, Finish, ResetPrefixCache, TokenEvent
+from xlaserve.engine.messages import Add, Call, Finish, Reply, TokenEvent
 from xlaserve.engine.request import Request
 from xlaserve.engine.sequence import Sequence
+
+Tell = Callable[[list[TokenEvent], list[Reply]], None]
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +32,12 @@ class EngineLoop:
     def __init__(self, core: EngineCore, inbox: Inbox) -> None:
         self._core = core
         self._inbox = inbox
+        self._controls = Controls(core)
         self._sequences: dict[int, Sequence] = {}
         self.num_accepted = self.num_accepted_tokens = 0
 
-    def run(self, tell: Callable[[list[TokenEvent]], None]) -> None:
-        """Iterate. `tell` is called after each iteration with its events, of which there may be none.
+    def run(self, tell: Tell) -> None:
+        """Iterate. `tell` gets the events of an iteration or a call, of which there may be none, and answers to calls.
 
         Raises:
             Exception: an iteration failed; the engine cannot go on.
@@ -43,15 +47,20 @@ class EngineLoop:
             for message in messages:
                 if isinstance(message, Finish):
                     self._finish(message)
-                elif isinstance(message, ResetPrefixCache):
-                    self._core.reset_prefix_cache()
+                elif isinstance(message, Call):
+                    # Each told by itself: a sequence moves once in what is told at once.
+                    self._tell(self._core.settle(), tell)
+                    self._tell(self._controls.execute(message), tell)
                 else:
                     events += self._add(message)
             events += self._core.step()
-            for event in events:
-                if event.finish_reason is not None:
-                    self._sequences.pop(event.key, None)
-            tell(events)
+            self._tell(events, tell)
+
+    def _tell(self, events: list[TokenEvent], tell: Tell) -> None:
+        for event in events:
+            if event.finish_reason is not None:
+                self._sequences.pop(event.key, None)
+        tell(events, self._controls.replies())
 
     def _add(self, request: Request | Add) -> list[TokenEvent]:
         keys = request.keys

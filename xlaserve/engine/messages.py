@@ -131,8 +131,18 @@ class Finish(msgspec.Struct, array_like=True, frozen=True, tag=2):
     stop_reason: str | None = None
 
 
-class ResetPrefixCache(msgspec.Struct, array_like=True, frozen=True, tag=3):
-    """To the engine: what comes reuses nothing that was computed before."""
+class Call(msgspec.Struct, array_like=True, frozen=True, tag=3):
+    """To the engine: do something that an operator asks for, and answer.
+
+    Args:
+        call_id: of the answer; never given twice on a connection.
+        method: one that `xlaserve.engine.controls` knows.
+        arguments: of the method, by name.
+    """
+
+    call_id: int
+    method: str
+    arguments: dict[str, Any]
 
 
 class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
@@ -198,7 +208,7 @@ class Step(msgspec.Struct, array_like=True, frozen=True, tag=2):
 
 
 class Failed(msgspec.Struct, array_like=True, frozen=True, tag=3):
-    """From the engine: it ends after an error. `kind` is a type of `xlaserve.errors`."""
+    """From the engine: it ends after an error, or a call failed. `kind` is a type of `xlaserve.errors`."""
 
     kind: str
     message: str
@@ -215,8 +225,22 @@ class Failed(msgspec.Struct, array_like=True, frozen=True, tag=3):
         return getattr(errors, self.kind)(self.message)
 
 
-ToEngine = Start | Add | Finish | ResetPrefixCache
-FromEngine = Progress | Ready | Step | Failed
+class Reply(msgspec.Struct, array_like=True, frozen=True, tag=4):
+    """From the engine: what came of a call.
+
+    Args:
+        call_id: which call.
+        result: what the method returns; between processes, as msgpack has it.
+        error: why there is none.
+    """
+
+    call_id: int
+    result: Any = None
+    error: Failed | None = None
+
+
+ToEngine = Start | Add | Finish | Call
+FromEngine = Progress | Ready | Step | Failed | Reply
 
 
 def _differences(params: SamplingParams) -> dict[str, Any]:

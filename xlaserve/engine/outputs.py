@@ -96,7 +96,7 @@ class EngineStats:
         num_free_blocks: of these, how many are free.
         prompt_tokens: prompt tokens computed or reused, counter.
         generation_tokens: tokens generated, counter.
-        preemptions: times a running request gave its blocks back, counter.
+        preemptions: times a running request gave its blocks back because there were too few, counter.
         finished: finished requests by finish reason, counter.
         steps: engine iterations, counter.
         scheduled_tokens: tokens that graphs computed for requests, counter.
@@ -107,6 +107,8 @@ class EngineStats:
         prefix_cache_hits: of these, tokens in blocks that they found, counter.
         allocated_token_slots: summed over steps: token places in allocated blocks, a shared block counted once, counter.
         used_token_slots: summed over steps: of these, places that hold a token, counter.
+        paused: whether nothing is computed until somebody lets the engine go on; always where it sleeps.
+        sleep_level: 0 while it is awake; 1 where its KV is given up, 2 where its weights are too.
     """
 
     num_running: int = 0
@@ -126,6 +128,8 @@ class EngineStats:
     prefix_cache_hits: int = 0
     allocated_token_slots: int = 0
     used_token_slots: int = 0
+    paused: bool = False
+    sleep_level: int = 0
 
     @property
     def kv_usage(self) -> float:

@@ -5,24 +5,23 @@ It holds compiled executables only: nothing here can trace or compile.
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Sequences
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from xlaserve.buckets.compiler import Executable
 from xlaserve.buckets.graphs import GraphSpec, StepOutput
-from xlaserve.buckets.ladder import COPIES, COPY, SEAT, Bucket, ContextBucket, UpkeepBucket
+from xlaserve.buckets.ladder import BLANK, COPIES, COPY, SEAT, Bucket, ContextBucket, UpkeepBucket
 from xlaserve.buckets.layout import Header
 from xlaserve.engine.batch import Batch, empty_batch
 from xlaserve.engine.seating import empty_seating, seating
 from xlaserve.engine.sequence import Sequence
 from xlaserve.paged.block_pool import NULL_BLOCK
-from xlaserve.platforms.platform import Device
 
 _FEWEST_TURNS, _MOST_TURNS = 2, 4
 _MEASURED_ENOUGH = 10.0
@@ -37,19 +36,25 @@ class Runner:
         spec: what the graphs have in common.
         executables: one for every bucket, and those that tend what the device keeps.
         params: the weights, in the order of `spec.parameters()`.
-        device: where everything is.
+        load: gets the weights again.
+        trim: called when much of the device's memory has been given back.
     """
 
     def __init__(
-        self, spec: GraphSpec, executables: Mapping[Bucket | UpkeepBucket, Executable], params: tuple[jax.Array, ...], device: Device
+        self,
+        spec: GraphSpec,
+        executables: Mapping[Bucket | UpkeepBucket, Executable],
+        params: tuple[jax.Array, ...],
+        load: Callable[[], tuple[jax.Array, ...]],
+        trim: Callable[[], None],
     ) -> None:
         self._executables = dict(executables)
         self._params = params
+        self._load = load
+        self._trim = trim
         self._spare_slot = spec.max_num_seqs
         self._vocab_size = spec.model.vocab_size
-        with jax.default_device(device):
-            self._kv = tuple(jnp.zeros(array.shape, array.dtype) for array in spec.kv())
-            self._state = jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), spec.state())
+        self._kv, self._state = self._executables[BLANK]()
 
     def run(self, bucket: Bucket, batch: Batch) -> StepOutput:
         """Start one graph and return at once.
@@ -85,6 +90,28 @@ class Runner:
             part = pairs[at : at + COPIES]
             blocks[:, : len(part)] = np.array(part, np.int32).T
             self._kv = self._executables[COPY](self._kv, blocks[0], blocks[1])
+
+    def release(self, *, weights: bool) -> int:
+        """Give back the device memory of KV and slots, and of the weights if asked. Nothing can run until `restore`.
+
+        Returns:
+            Bytes that were given back by this call.
+        """
+        held = [*self._kv, *self._state, *(self._params if weights else ())]
+        held = [array for array in held if not array.is_deleted()]
+        freed = sum(array.nbytes for array in held)
+        for array in held:
+            array.delete()
+        # Where an array was made of a host buffer, as weights are on CPU, JAX lets go of that when Python collects garbage.
+        gc.collect()
+        self._trim()
+        return freed
+
+    def restore(self) -> None:
+        """Get back what `release` gave, the weights as they are in the checkpoint, KV and slots blank. An error changes nothing."""
+        params = self._load() if self._params[0].is_deleted() else self._params
+        kv, state = jax.block_until_ready(self._executables[BLANK]())
+        self._params, self._kv, self._state = params, kv, state
 
     def warm_up(self) -> None:
         """Run the smallest graph of each family once on padding: what cannot run on this machine is found now, not while it serves.

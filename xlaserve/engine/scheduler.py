@@ -18,12 +18,12 @@ import time
 from bisect import insort
 from collections import Counter
 from collections.abc import Sequence as Sequences
-from dataclasses import dataclass
 from itertools import islice
 from operator import attrgetter
 
-from xlaserve.buckets.ladder import ContextBucket, GenerateBucket, Ladder
+from xlaserve.buckets.ladder import Ladder
 from xlaserve.engine.beam_group import BeamGroup
+from xlaserve.engine.decision import Chunk, ContextStep, Decision, GenerateStep
 from xlaserve.engine.outputs import FinishReason
 from xlaserve.engine.sequence import Sequence, Status
 from xlaserve.paged.block_pool import BlockPool
@@ -34,59 +34,6 @@ WATERMARK = 0.01
 """Fraction of the blocks that admission leaves free, so that running sequences can grow before they have to preempt."""
 
 _rank = attrgetter("rank")
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Part of one sequence in a context step: `length` tokens from place `start`; the last chunk samples a token."""
-
-    sequence: Sequence
-    start: int
-    length: int
-    samples: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ContextStep:
-    """One context-encoding graph and its rows."""
-
-    bucket: ContextBucket
-    chunks: tuple[Chunk, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class GenerateStep:
-    """One token-generation graph and its rows; `starts` are the places of the tokens that each row computes."""
-
-    bucket: GenerateBucket
-    sequences: tuple[Sequence, ...]
-    starts: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What one iteration computes: at most one graph of each family, after KV blocks have been copied, source to target."""
-
-    generate: GenerateStep | None
-    context: ContextStep | None
-    copies: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def rows(self) -> list[list[tuple[Sequence, bool]]]:
-        """The rows of each graph, in the order in which they run: sequence, and whether its row samples a token."""
-        rows = [[(sequence, True) for sequence in self.generate.sequences]] if self.generate else []
-        return rows + ([[(chunk.sequence, chunk.samples) for chunk in self.context.chunks]] if self.context else [])
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that it computes."""
-        tokens = len(self.generate.sequences) if self.generate else 0
-        return tokens + (sum(chunk.length for chunk in self.context.chunks) if self.context else 0)
-
-    @property
-    def places(self) -> int:
-        """Token places of its graphs, padding included."""
-        return (self.generate.bucket.tokens if self.generate else 0) + (self.context.bucket.tokens if self.context else 0)
 
 
 class Scheduler:
@@ -121,6 +68,8 @@ class Scheduler:
         self._by_priority = by_priority
         self._prefix_caching = prefix_caching
         self._arrivals = 0
+        self._frozen = False
+        self._door = sys.maxsize  # arrivals from this one on are not admitted
         self.tables = BlockTables(max_num_seqs, pool.blocks_for(max_model_len))
         # Both in the order of the line.
         self.waiting: list[Sequence] = []
@@ -135,8 +84,35 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether any sequence is waiting or running."""
-        return bool(self.waiting or self.running)
+        """Whether any sequence is to be computed: not where everything is frozen, and those behind a closed door wait for it to open."""
+        return not self._frozen and not self.drained
+
+    @property
+    def drained(self) -> bool:
+        """Whether all that came before the door was closed, if it is, have ended."""
+        return not self.running and not any(sequence.rank[1] < self._door for sequence in self.waiting)
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing is computed, whatever comes, until `resume`."""
+        return self._frozen or (self._door < sys.maxsize and self.drained)
+
+    @property
+    def draining(self) -> bool:
+        """Whether it computes, behind a closed door."""
+        return self._door < sys.maxsize and self.has_work
+
+    def freeze(self) -> None:
+        """Compute nothing from here on; what runs stays as it is."""
+        self._frozen = True
+
+    def close_door(self) -> None:
+        """Finish what is there; what comes from here on waits."""
+        self._frozen, self._door = False, min(self._door, self._arrivals)
+
+    def resume(self) -> None:
+        """Go on, with all."""
+        self._frozen, self._door = False, sys.maxsize
 
     def add(self, sequence: Sequence) -> None:
         """Put a new sequence in line."""
@@ -146,6 +122,8 @@ class Scheduler:
 
     def schedule(self) -> Decision | None:
         """Decide the next iteration and count it as done; None where nothing can be computed before more results are read."""
+        if self._frozen:
+            return None
         preemptions = self.preemptions
         generate = self._schedule_generate()
         budget = self._budget - (len(generate.sequences) if generate else 0)
@@ -161,8 +139,7 @@ class Scheduler:
 
     def finish(self, sequence: Sequence, reason: FinishReason, stop_reason: int | str | None = None) -> None:
         """End a sequence and take back what it holds, and likewise a beam search; what has ended stays as it is."""
-        if sequence.group is not None:
-            sequence = sequence.group.first
+        sequence = sequence.principal
         if sequence.finish_reason is not None:
             return
         self._set_down(sequence)
@@ -178,6 +155,11 @@ class Scheduler:
         for sequence in self.running:
             # What it computes from here on rests on what it computed before.
             sequence.num_published = sys.maxsize
+
+    def give_back(self) -> None:
+        """Every running sequence returns to its place in line and starts over later. Nothing may be in flight."""
+        while self.running:
+            self._give_back(self.running[-1])
 
     def append(self, sequence: Sequence, token: int) -> bool:
         """Take a token that was sampled for `sequence` and read from the device; end the sequence where it says so.
@@ -303,7 +285,7 @@ class Scheduler:
         slots = len(self._free_slots) - sum(group.width - len(group.beams) for group in self._groups)
         seen: set[Sequence] = set()
         for sequence in self.waiting:
-            if sequence in seen or self._waits_for_leader(sequence):
+            if sequence in seen or sequence.rank[1] >= self._door or self._waits_for_leader(sequence):
                 continue
             unit = sequence.unit
             slots -= sequence.group.width if sequence.group is not None else 1
@@ -424,14 +406,17 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
+        sequence.metrics.num_preemptions += 1
+        self.preemptions += 1
+        self._give_back(sequence)
+
+    def _give_back(self, sequence: Sequence) -> None:
         self._set_down(sequence)
         for member in sequence.unit:
             self.running.remove(member)
             self._take_back(member)
             member.status, member.num_computed, member.num_published, member.resident = Status.WAITING, 0, 0, False
             self._wait(member)
-        sequence.metrics.num_preemptions += 1
-        self.preemptions += 1
 
     def _set_down(self, sequence: Sequence) -> None:
         """What the search of a sequence, if it is part of one, has waited for counts no more, and it claims no slots."""

@@ -113,6 +113,11 @@ class Sequence:
         """The sequences that get and lose their places together with this one."""
         return tuple(self.group.beams) if self.group is not None else (self,)
 
+    @property
+    def principal(self) -> Sequence:
+        """The sequence that its request knows: for all that a beam search tries, the search's first."""
+        return self.group.first if self.group is not None else self
+
     def fork(self) -> Sequence:
         """A sequence with the same tokens, which holds nothing yet and has no place."""
         return replace(

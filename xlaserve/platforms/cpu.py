@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import sys
 from pathlib import Path
 
 from xlaserve.platforms.platform import Platform
@@ -19,6 +21,11 @@ class CPUPlatform(Platform):
     def kv_budget(self, weight_bytes: int) -> int:
         """A sixteenth of the machine's memory, between 256 MiB and 4 GiB: the host has other things to do, and touching it takes time."""
         return min(4 * _GIB, max(_GIB // 4, total_memory() // 16))
+
+    def trim(self) -> None:
+        """Arrays are the process's memory, which glibc holds on to until it is told not to; other allocators return it by themselves."""
+        if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+            trim(0)
 
     def fingerprint(self) -> dict[str, str]:
         """XLA compiles for exactly these CPU features and this many cores."""

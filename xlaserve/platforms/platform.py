@@ -74,6 +74,9 @@ class Platform:
             raise ConfigError(f"Platform {self.name!r} does not report its memory; give the size of the KV cache with --num-blocks.")
         return max(0, int(limit * 0.9) - weight_bytes)
 
+    def trim(self) -> None:
+        """Offer the machine what arrays have given back. Here nothing is to be done: the device's allocator has it."""
+
     def fingerprint(self) -> dict[str, str]:
         """What else an executable for this platform depends on, as names and values to compare."""
         device = self.devices()[0]

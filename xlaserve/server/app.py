@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from xlaserve import __version__
 from xlaserve.errors import XlaserveError
-from xlaserve.server import operations
+from xlaserve.server import control, operations
 from xlaserve.server.chat import create_chat_completion
 from xlaserve.server.completions import create_completion
 from xlaserve.server.errors import answer_error
@@ -32,6 +32,16 @@ _GET: tuple[tuple[str, Endpoint], ...] = (
     ("/version", operations.version),
     ("/metrics", operations.metrics),
 )
+_DEV: tuple[tuple[str, str, Endpoint], ...] = (
+    ("POST", "/pause", control.pause),
+    ("POST", "/resume", control.resume),
+    ("GET", "/is_paused", control.is_paused),
+    ("POST", "/sleep", control.sleep),
+    ("POST", "/wake_up", control.wake_up),
+    ("GET", "/is_sleeping", control.is_sleeping),
+    ("POST", "/reset_prefix_cache", control.reset_prefix_cache),
+    ("GET", "/trace", control.trace),
+)
 _POST: tuple[tuple[str, Endpoint, type[BaseModel]], ...] = (
     ("/v1/completions", create_completion, CompletionRequest),
     ("/v1/chat/completions", create_chat_completion, ChatCompletionRequest),
@@ -46,6 +56,8 @@ def create_app(state: ServerState) -> FastAPI:
         app.add_api_route(path, endpoint, methods=["GET"], response_class=Response, response_model=None)
     for path, endpoint, body in _POST:
         app.add_api_route(path, endpoint, methods=["POST"], response_class=Response, response_model=None, openapi_extra=_schema(body))
+    for method, path, endpoint in _DEV if state.settings.dev_endpoints else ():
+        app.add_api_route(path, endpoint, methods=[method], response_class=Response, response_model=None)
     for kind in (HTTPException, XlaserveError, ValidationError):
         app.add_exception_handler(kind, answer_error)
     app.add_middleware(RequestScope, state=state)

@@ -18,7 +18,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from xlaserve.errors import EngineDeadError, InvalidRequestError, ModelNotFoundError, OverloadedError, XlaserveError
+from xlaserve.errors import (
+    CallFailedError,
+    CheckpointError,
+    EngineDeadError,
+    EngineStateError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    OverloadedError,
+    XlaserveError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +110,10 @@ def problem_of(error: BaseException) -> Problem:
             return Problem(503, str(error), "server_error", None, "shutting_down", {"Retry-After": "5"})
         case EngineDeadError():
             return Problem(500, without_paths(str(error)), "server_error", None, "engine_dead")
+        case EngineStateError():
+            return Problem(409, str(error), "invalid_request_error", None, "engine_state")
+        case CallFailedError() | CheckpointError():
+            return Problem(500, without_paths(str(error)), "server_error", None, "call_failed")
         case GenerationFailedError():
             return Problem(500, without_paths(str(error)), "server_error", None, "generation_failed")
         case HTTPException():

@@ -167,8 +167,6 @@ class Generation:
             await asyncio.gather(*pumps, return_exceptions=True)
 
     def _delta(self, prompt: int, moved: CompletionOutput, now: float) -> Delta:
-        if moved.finish_reason == "abort":
-            raise self._cut_short()
         if moved.finish_reason == "error":
             raise GenerationFailedError("The engine failed on this request; others are not affected.")
         choice = self.choices[prompt * self._n + moved.index]

@@ -119,6 +119,11 @@ def _shared_families(stats: EngineStats, prefix: str, labels: dict[str, str]) ->
         gauge = GaugeMetricFamily(prefix + name, documentation, labels=names)
         gauge.add_metric(values, float(value))
         yield gauge
+    asleep = GaugeMetricFamily(prefix + "engine_sleep_state", "1 for the state that it is in.", labels=[*names, "sleep_state"])
+    # vLLM's names; at level 1 it moves the weights to the host, while here they stay where they are.
+    for level, state in enumerate(("awake", "weights_offloaded", "discard_all")):
+        asleep.add_metric([*values, state], float(stats.sleep_level == level))
+    yield asleep
     for name, documentation, value in (
         ("prompt_tokens", "Prompt tokens computed or reused.", stats.prompt_tokens),
         ("generation_tokens", "Tokens generated.", stats.generation_tokens),
@@ -134,6 +139,9 @@ def _shared_families(stats: EngineStats, prefix: str, labels: dict[str, str]) ->
 
 
 def _own_families(stats: EngineStats, labels: dict[str, str]) -> Iterator[Metric]:
+    paused = GaugeMetricFamily("xlaserve:paused", "1 while nothing is computed, asleep or not.", labels=list(labels))
+    paused.add_metric(list(labels.values()), float(stats.paused))
+    yield paused
     for name, documentation, value in (
         ("compile_events", "XLA compilations after readiness; a healthy engine stays at 0.", stats.compile_events),
         ("steps", "Engine iterations.", stats.steps),
