@@ -35,36 +35,42 @@ def load(name: str, content: bytes, arguments: tuple[Any, ...], results: Any, de
         device: where it runs.
 
     Raises:
-        ArtifactError: the client does not take the bytes, or they are another graph's.
+        ArtifactError: the client does not take the bytes, they are another graph's, or this version of JAX wants more than these shapes.
     """
+    try:
+        return _load(name, content, arguments, results, device)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ArtifactError(f"JAX {jax.__version__} builds executables in a way that xlaserve does not know: {error}") from error
+
+
+def _load(name: str, content: bytes, arguments: tuple[Any, ...], results: Any, device: Device) -> jax.stages.Compiled:
     from jax._src.core import ShapedArray
-    from jax._src.interpreters.pxla import UnloadedMeshExecutable, get_dispatch_layouts
+    from jax._src.interpreters.pxla import UnloadedMeshExecutable, is_default_layout
     from jax._src.layout import Layout
     from jax._src.lib import xla_client  # pyright: ignore[reportPrivateImportUsage]
 
     devices = xla_client.DeviceList((device,))
     try:
         executable: Any = device.client.deserialize_executable(content, executable_devices=devices)
-        layouts_in = [Layout.from_pjrt_layout(layout) for layout in executable.get_parameter_layouts()]
-        layouts_out = [Layout.from_pjrt_layout(layout) for layout in executable.get_output_layouts()]
-    except (RuntimeError, ValueError, TypeError) as error:  # JaxRuntimeError is a RuntimeError
+    except (RuntimeError, ValueError) as error:  # JaxRuntimeError is a RuntimeError
         raise ArtifactError(f"the platform does not load it: {_first_line(error)}") from error
+    layouts_in = [Layout.from_pjrt_layout(layout) for layout in executable.get_parameter_layouts()]
+    layouts_out = [Layout.from_pjrt_layout(layout) for layout in executable.get_output_layouts()]
     taken, given = jax.tree.leaves(arguments), jax.tree.leaves(results)
     for what, here, layouts in (("arguments", taken, layouts_in), ("results", given, layouts_out)):
         ranks, found = [len(array.shape) for array in here], [len(layout.major_to_minor) for layout in layouts]
         if ranks != found:
             raise ArtifactError(f"it is another graph's: its {what} are not this graph's ({len(found)} there, {len(ranks)} here)")
-    avals_in = [ShapedArray(array.shape, array.dtype) for array in taken]
+    avals = [ShapedArray(array.shape, array.dtype) for array in taken]
     place = SingleDeviceSharding(device)
-    places_in, places_out = (place,) * len(taken), (place,) * len(given)
     known: dict[str, Any] = {
         "xla_executable": executable,
         "device_list": devices,
         "backend": device.client,
-        "input_avals": avals_in,
-        "input_shardings": places_in,
+        "input_avals": avals,
+        "input_shardings": (place,) * len(taken),
         "output_avals": [ShapedArray(array.shape, array.dtype) for array in given],
-        "output_shardings": places_out,
+        "output_shardings": (place,) * len(given),
         "committed": True,
         "name": name,
         "unordered_effects": [],
@@ -74,7 +80,9 @@ def load(name: str, content: bytes, arguments: tuple[Any, ...], results: Any, de
         "kept_var_idx": set(range(len(taken))),
         "mut": None,
         "xla_in_layouts": layouts_in,
-        "dispatch_in_layouts": get_dispatch_layouts(layouts_in, places_in, avals_in),
+        "dispatch_in_layouts": [
+            None if is_default_layout(layout, place, aval) else layout for layout, aval in zip(layouts_in, avals, strict=True)
+        ],
         "xla_out_layouts": layouts_out,
         "all_args_info": None,
         "pgle_profiler": None,
@@ -82,7 +90,7 @@ def load(name: str, content: bytes, arguments: tuple[Any, ...], results: Any, de
     }
     wanted = {field.name for field in fields(UnloadedMeshExecutable)}
     if unknown := wanted - known.keys():
-        raise ArtifactError(f"JAX {jax.__version__} asks for {', '.join(sorted(unknown))} of an executable, which xlaserve does not know")
+        raise TypeError(f"it asks for {', '.join(sorted(unknown))}")
     unloaded = UnloadedMeshExecutable(**{field: value for field, value in known.items() if field in wanted})
     tree = jax.tree.structure((arguments, {}))
     return jax.stages.Compiled(unloaded.load(), [], jax.tree.unflatten(tree, taken), jax.tree.structure(results), no_kwargs=True)
