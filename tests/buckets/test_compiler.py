@@ -221,6 +221,7 @@ def test_stablehlo_that_cannot_be_used_is_traced_again_with_a_note(case: str, se
     assert graph.source == "compiled"
     assert graph.note is not None
     assert wanted in graph.note
+    assert "\n" not in graph.note
     mended = prepare(setup.spec, store, ONE)[GENERATE]
     assert (mended.source, mended.note) == ("loaded", None)
 

@@ -103,6 +103,11 @@ def test_artifacts_of_another_checkpoint_are_told(tiny_model: Callable[[str], Pa
     assert lines[0].endswith("made for another checkpoint (tokenizer_sha256 differ); its graphs may still fit")
 
 
+def test_compiling_from_one_directory_into_another_is_refused(model: str, artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compile", model, "--artifacts", str(artifacts), "-o", f"{artifacts}-2"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+
+
 def test_compiling_into_another_artifact_is_refused(model: str, artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compile", model, *FLAGS, "--num-blocks", "6", "-o", str(artifacts)]) == 1
     assert f"{artifacts}: holds another artifact (kv.shape[0]: 6 here, 5 in the artifact; num_blocks" in capsys.readouterr().err

@@ -22,7 +22,7 @@ def serialize(compiled: jax.stages.Compiled) -> bytes:
     try:
         return executable.serialize()
     except RuntimeError as error:
-        raise ArtifactError(f"the platform gives no bytes of its executables: {_first_line(error)}") from error
+        raise ArtifactError(f"the platform gives no bytes of its executables: {first_line(error)}") from error
 
 
 def load(name: str, content: bytes, arguments: tuple[Any, ...], results: Any, device: Device) -> jax.stages.Compiled:
@@ -53,7 +53,7 @@ def _load(name: str, content: bytes, arguments: tuple[Any, ...], results: Any, d
     try:
         executable: Any = device.client.deserialize_executable(content, executable_devices=devices)
     except (RuntimeError, ValueError) as error:  # JaxRuntimeError is a RuntimeError
-        raise ArtifactError(f"the platform does not load it: {_first_line(error)}") from error
+        raise ArtifactError(f"the platform does not load it: {first_line(error)}") from error
     layouts_in = [Layout.from_pjrt_layout(layout) for layout in executable.get_parameter_layouts()]
     layouts_out = [Layout.from_pjrt_layout(layout) for layout in executable.get_output_layouts()]
     taken, given = jax.tree.leaves(arguments), jax.tree.leaves(results)
@@ -102,5 +102,6 @@ def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
     return {name: int(getattr(analysis, f"{name}_size_in_bytes", 0)) for name in ("argument", "output", "alias", "temp")}
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, as one line; its type where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]

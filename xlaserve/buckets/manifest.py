@@ -123,7 +123,7 @@ def read_manifest(directory: Path) -> Manifest | None:
         raise ArtifactError(f"{path}: is damaged: {error}") from error
 
 
-def write_form(manifest: Manifest) -> bytes:
+def encode(manifest: Manifest) -> bytes:
     """The manifest as the bytes of its file."""
     return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.export
 
+from xlaserve.buckets.executable import first_line
 from xlaserve.buckets.graphs import GraphSpec, entry, lower_entry, results
 from xlaserve.buckets.ladder import Bucket, UpkeepBucket
 from xlaserve.errors import ArtifactError
@@ -62,14 +63,15 @@ def lower_portable(content: bytes, spec: GraphSpec, bucket: Bucket | UpkeepBucke
     try:
         return lower_entry(graph._replace(function=step), device)
     except (ValueError, NotImplementedError) as error:  # of another platform, or of an unknown calling convention
-        raise ArtifactError(f"JAX does not take it: {error}") from error
+        raise ArtifactError(f"JAX does not take it: {first_line(error)}") from error
 
 
 def _read(content: bytes) -> jax.export.Exported:
     try:
         return jax.export.deserialize(bytearray(content))
     except Exception as error:  # the reader of the format raises whatever the bytes lead it to
-        raise ArtifactError(f"is no exported StableHLO that JAX {jax.__version__} reads: {type(error).__name__}: {error}") from error
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise ArtifactError(f"is no exported StableHLO that JAX {jax.__version__} reads: {what}") from error
 
 
 def _function_name(bucket: Bucket | UpkeepBucket) -> str:

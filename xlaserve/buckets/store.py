@@ -17,7 +17,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -32,10 +32,10 @@ from xlaserve.buckets.manifest import (
     Manifest,
     differences,
     digest,
+    encode,
     plain,
     read_manifest,
     shorten,
-    write_form,
 )
 from xlaserve.errors import ArtifactError
 
@@ -185,7 +185,7 @@ class GraphStore:
                 executables[machine] = ExecutableRecord(FileRecord.of(executable), round(seconds, 3), dict(memory or {}))
                 machines[machine] = self._machine
             graphs = {**manifest.graphs, graph: GraphRecord(kept, executables)}
-            _write(self.directory / NAME, write_form(Manifest(SCHEMA, manifest.about, manifest.program, machines, graphs)))
+            _write(self.directory / NAME, encode(Manifest(SCHEMA, manifest.about, manifest.program, machines, graphs)))
 
     def check_place(self) -> None:
         """ArtifactError where the directory holds another program, which must not be overwritten; a damaged manifest is no such thing."""
@@ -210,7 +210,8 @@ class GraphStore:
             yield
             return
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
             yield
         finally:
             os.close(handle)

@@ -135,7 +135,8 @@ def target_platform(platform: str | None, target: str) -> TargetPlatform:
 
 def _compile_only_device(target: Target) -> Device:
     if not target.config:
-        return AbsentDevice(target.device_kind, f"{target.platform} graphs are compiled where the {target.platform} plugin has a device")
+        reason = "neuronx-cc compiles it through the Neuron plugin, at the first start on a machine that has the device"
+        return AbsentDevice(target.device_kind, reason)
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # the plugin would look for a driver
     import jax
     from jax.experimental import topologies

@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from xlaserve.commands.engine_flags import add_engine_arguments, engine_options
+from xlaserve.errors import ConfigError
 
 SUMMARY = "compile a model's graphs ahead of serving it"
 
@@ -28,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
     from xlaserve.engine.config import EngineConfig
 
     config = EngineConfig(model=args.model, **engine_options(args))
+    if args.output and config.artifacts:
+        raise ConfigError("-o and --artifacts exclude each other: what is loaded from one directory would be missing in the other.")
     plan = make_plan(config, target_platform(config.device, args.target) if args.target else None)
     _say(plan.describe())
     stores = open_stores(plan, config, _say, Path(args.output).expanduser() if args.output else None)
