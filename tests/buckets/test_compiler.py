@@ -226,6 +226,21 @@ def test_stablehlo_that_cannot_be_used_is_traced_again_with_a_note(case: str, se
     assert (mended.source, mended.note) == ("loaded", None)
 
 
+def test_stablehlo_that_the_compiler_refuses_is_traced_again(setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = a_copy(setup, tmp_path / "a", cores="1000")
+    monkeypatch.setattr(compiler_module, "export", lambda *_: b"traced now")
+
+    def lower_portable(content: bytes, _spec: GraphSpec, bucket: Bucket, _device: object) -> object:
+        def refused() -> object:
+            raise RuntimeError("unknown op\nat line 1")
+
+        return SimpleNamespace(compile=(lambda: setup.graphs[bucket].run) if content == b"traced now" else refused)
+
+    monkeypatch.setattr(compiler_module, "lower_portable", lower_portable)
+    for graph in prepare(setup.spec, store, ONE).values():
+        assert (graph.source, graph.note) == ("compiled", f"{graph.bucket.name}: stored StableHLO does not compile: unknown op")
+
+
 @pytest.mark.usefixtures("compiled_before")
 def test_another_machine_compiles_from_stablehlo_and_keeps_its_own(setup: Setup, tmp_path: Path) -> None:
     store = a_copy(setup, tmp_path / "a", cores="1000")

@@ -140,6 +140,8 @@ class Compiler:
                     break
             except ArtifactError as error:
                 notes.append(str(error) if bucket.name in str(error) else f"{bucket.name}: stored StableHLO {error}")
+            except RuntimeError as error:  # the compiler's: tracing again may give it what it takes
+                notes.append(f"{bucket.name}: stored StableHLO does not compile: {pjrt.first_line(error)}")
         else:
             source = "compiled"
             content = export(self._spec, bucket, self._jax_name)
