@@ -48,6 +48,8 @@ HOST_ONLY = (
     "buckets.ladder",
     "buckets.layout",
     "buckets.store",
+    "buckets.manifest",
+    "buckets.directories",
     "sampling.params",
     "models.config",
     "models.registry",

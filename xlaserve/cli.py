@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from xlaserve import __version__
-from xlaserve.commands import chat, compile, doctor, lint, serve
+from xlaserve.commands import artifacts, chat, compile, doctor, lint, serve
 from xlaserve.errors import ConfigError, XlaserveError
 
-_COMMANDS = {"serve": serve, "compile": compile, "chat": chat, "lint": lint, "doctor": doctor}
+_COMMANDS = {"serve": serve, "compile": compile, "artifacts": artifacts, "chat": chat, "lint": lint, "doctor": doctor}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -18,8 +18,9 @@ from xlaserve.buckets.compile_events import COMPILE_EVENTS
 from xlaserve.buckets.ladder import Bucket, ContextBucket, Ladder, make_ladder
 from xlaserve.buckets.layout import Header
 from xlaserve.buckets.store import GraphStore
+from xlaserve.engine.artifacts import Stores
 from xlaserve.engine.batch import Batch
-from xlaserve.engine.build import compile_graphs, make_plan, measure_costs
+from xlaserve.engine.build import compile_graphs, make_plan, measure_costs, open_stores
 from xlaserve.engine.calibration import calibrate
 from xlaserve.engine.config import EngineConfig
 from xlaserve.engine.runner import Runner
@@ -28,12 +29,13 @@ from xlaserve.models.weights import placeholder_weights
 LADDER = make_ladder(max_model_len=64, max_num_seqs=2, max_num_batched_tokens=32, block_size=16, static_width=False)
 
 
-def store_at(root: Path, ladder: Ladder = LADDER) -> GraphStore:
-    """A store that holds something for every graph of `ladder`."""
-    store = GraphStore(root, "tiny", {"jax": "1"})
-    for bucket in ladder.buckets:
-        store.save(bucket.name, b"code", seconds=1.0)
-    return store
+def store_at(root: Path) -> GraphStore:
+    return GraphStore(root / "a", {"dtype": "float32"}, {"jax": "1"})
+
+
+def executables(ladder: Ladder = LADDER, **made_anew: str) -> dict[str, str]:
+    """What tells the executables of `ladder` apart."""
+    return {bucket.name: f"digest of {bucket.name}" for bucket in ladder.buckets} | made_anew
 
 
 @dataclass
@@ -48,8 +50,8 @@ class Device:
         self.runs += 1
         return {bucket: 1000 * self.runs + place for place, bucket in enumerate(self.ladder.buckets, start=1)}
 
-    def calibrate(self, store: GraphStore) -> Ladder:
-        found = calibrate(self.ladder, store, self.measure, self.lines.append)
+    def calibrate(self, *stores: GraphStore, **made_anew: str) -> Ladder:
+        found = calibrate(self.ladder, stores, executables(self.ladder, **made_anew), self.measure, self.lines.append)
         assert (found.context, found.generate, found.block_size) == (self.ladder.context, self.ladder.generate, self.ladder.block_size)
         assert found.costs.keys() == set(self.ladder.buckets)
         return found
@@ -63,7 +65,7 @@ def test_costs_are_measured_once_for_a_store(tmp_path: Path) -> None:
     device, other = Device(), Device(runs=7)
     first = device.calibrate(store_at(tmp_path))
     assert min(first.costs.values()) > 1000
-    again = GraphStore(tmp_path, "tiny", {"jax": "1"})
+    again = store_at(tmp_path)
     assert device.calibrate(again) == other.calibrate(again) == first
     assert (device.runs, other.runs) == (1, 7)
     assert "measured in 0.0 s" in device.lines[0]
@@ -73,15 +75,33 @@ def test_costs_are_measured_once_for_a_store(tmp_path: Path) -> None:
 def test_a_graph_that_was_compiled_anew_is_measured_again(tmp_path: Path) -> None:
     store, device = store_at(tmp_path), Device()
     first = device.calibrate(store)
-    store.save(LADDER.buckets[0].name, b"the same or other code", seconds=2.0)
-    assert device.calibrate(store).costs != first.costs
+    assert device.calibrate(store, **{LADDER.buckets[0].name: "another digest"}).costs != first.costs
+    assert device.runs == 2
+    assert device.calibrate(store) == first
+
+
+def test_costs_are_looked_for_in_all_places_and_kept_in_the_last(tmp_path: Path) -> None:
+    artifacts, cache = store_at(tmp_path / "artifacts"), store_at(tmp_path / "cache")
+    device = Device()
+    first = device.calibrate(artifacts, cache)
+    assert (costs_files(artifacts), len(costs_files(cache))) == ([], 1)
+    assert device.calibrate(cache) == device.calibrate(artifacts, cache) == first
+    assert device.runs == 1
+    other = Device(runs=5)
+    other.calibrate(artifacts)
+    assert device.calibrate(artifacts, cache) == other.calibrate(artifacts) != first
+
+
+def test_executables_that_cannot_be_told_apart_are_measured_each_time() -> None:
+    device = Device()
+    assert device.calibrate() != device.calibrate()
     assert device.runs == 2
 
 
 def test_engines_of_other_sizes_have_costs_of_their_own(tmp_path: Path) -> None:
     larger = make_ladder(max_model_len=64, max_num_seqs=2, max_num_batched_tokens=64, block_size=16, static_width=False)
     assert set(larger.buckets) > set(LADDER.buckets)
-    store = store_at(tmp_path, larger)
+    store = store_at(tmp_path)
     one, two = Device(), Device(larger, runs=5)
     costs = one.calibrate(store), two.calibrate(store)
     assert (one.calibrate(store), two.calibrate(store)) == costs
@@ -95,7 +115,7 @@ def test_who_measures_first_counts_for_all(tmp_path: Path) -> None:
         quick.calibrate(store)
         return slow.measure()
 
-    found = calibrate(LADDER, store, overtaken, slow.lines.append)
+    found = calibrate(LADDER, [store], executables(), overtaken, slow.lines.append)
     assert found == quick.calibrate(store)
     assert (slow.runs, quick.runs) == (1, 6)
 
@@ -133,7 +153,7 @@ def test_damaged_costs_are_named_and_measured_again(content: bytes, tmp_path: Pa
 def test_a_store_that_cannot_be_written_is_a_note(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     device = Device()
-    device.calibrate(GraphStore(tmp_path / "file", "tiny", {}))
+    device.calibrate(GraphStore(tmp_path / "file" / "a", {}, {}))
     assert "cannot be kept" in device.lines[0]
     store = store_at(tmp_path)
     device.calibrate(store)
@@ -142,7 +162,7 @@ def test_a_store_that_cannot_be_written_is_a_note(tmp_path: Path) -> None:
     path.mkdir()
     device.calibrate(store)
     assert "cannot be kept" in device.lines[-1]
-    assert {p.name for p in store.directory.iterdir()} == {path.name, "manifest.json", *(f"{name}.xla" for name in NAMES)}
+    assert list(store.directory.iterdir()) == [path]
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +172,10 @@ def config(tiny_model: Callable[[str], Path]) -> EngineConfig:
 
 def test_measuring_runs_full_rows_and_leaves_nothing(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(config)
-    graphs = compile_graphs(plan, config, lambda _line: None)
-    weights = placeholder_weights(plan.spec.parameters(), plan.platform.devices()[0])
-    runner: Any = Runner(plan.spec, {b: g.run for b, g in graphs.items()}, weights, lambda: weights, lambda: None)
+    graphs = compile_graphs(plan, open_stores(plan, config, print), config, lambda _line: None)
+    device = plan.platform.devices()[0]
+    weights = placeholder_weights(plan.spec.parameters(), device)
+    runner: Any = Runner(plan.spec, {b: g.run for b, g in graphs.items()}, weights, lambda: weights, plan.platform.trim)
     before = jax.tree.map(jnp.copy, runner._state)
     run: Callable[[Bucket, Batch], Any] = runner.run
     ran: list[Bucket] = []
@@ -185,18 +206,18 @@ def test_compiling_measures_for_the_engine(config: EngineConfig, tmp_path: Path,
     from xlaserve.engine import build
 
     plan = make_plan(config)
-    graphs = compile_graphs(plan, config, lambda _line: None)
+    stores = open_stores(plan, config, print)
+    graphs = compile_graphs(plan, stores, config, lambda _line: None)
     with LLM(config.model, **TINY_ENGINE) as llm:
         assert vars(llm)["_core"]._scheduler._ladder.costs.keys() == set(plan.ladder.buckets), "choices rest on what was measured"
     lines: list[str] = []
     monkeypatch.setattr(Runner, "measure", lambda _runner: pytest.fail("costs are known"))
-    measure_costs(plan, config, graphs, lines.append)
+    measure_costs(plan, stores, graphs, lines.append)
     assert lines == [f"costs of {len(plan.ladder.buckets)} graphs are known"]
 
     def full(*_: object) -> object:
         raise RuntimeError("RESOURCE_EXHAUSTED")
 
     monkeypatch.setattr(build, "placeholder_weights", full)
-    monkeypatch.setattr(build, "graph_store", lambda *_: store_at(tmp_path, plan.ladder))
-    measure_costs(plan, config, graphs, lines.append)
+    measure_costs(plan, Stores(None, store_at(tmp_path)), graphs, lines.append)
     assert lines[1:] == ["costs of graphs cannot be measured now: RESOURCE_EXHAUSTED"]

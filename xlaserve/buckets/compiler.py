@@ -1,36 +1,36 @@
-"""Gets every bucket's executable before the engine is ready: from the store where it is there, else compiled and stored.
+"""Gets every bucket's executable before the engine is ready, by the load ladder: a stored executable, else stored StableHLO that is
+compiled here, else tracing and compiling. What was made is stored.
 
-Graphs are lowered and compiled in a pool of threads: XLA works outside Python's lock.
+Graphs are prepared in a pool of threads: XLA works outside Python's lock.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-from jax.experimental import serialize_executable
 
-from xlaserve import __version__
-from xlaserve.buckets.graphs import GraphSpec, StepOutput, lower, scores_prompts
-from xlaserve.buckets.ladder import BLANK, COPY, SEAT, Bucket, ContextBucket, Ladder, UpkeepBucket
-from xlaserve.buckets.store import GraphStore
+from xlaserve.buckets import executable as pjrt
+from xlaserve.buckets.graphs import GraphSpec, entry, results
+from xlaserve.buckets.ladder import Bucket, ContextBucket, Ladder, UpkeepBucket
+from xlaserve.buckets.portable import export, lower_portable
+from xlaserve.buckets.store import GraphStore, Verdict, executable_digest
 from xlaserve.errors import ArtifactError
 from xlaserve.platforms.platform import Device, Family
 
 Executable = Callable[..., Any]
 """A compiled step, or a compiled graph that tends what the device keeps; `xlaserve.buckets.graphs` says what they take and give."""
 _STACK_BYTES = 64 << 20  # lowering recurses deeper than a thread's default stack
+
+Source = Literal["loaded", "compiled from StableHLO", "compiled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,15 @@ class Graph:
         run: the executable.
         source: where it came from.
         seconds: how long that took.
-        note: why it was compiled although the store had it, where that is so.
+        digest: sha256 of the executable's bytes; empty where the platform gives none.
+        note: what was wrong with this graph's stored forms, where something was.
     """
 
     bucket: Bucket | UpkeepBucket
     run: Executable
-    source: Literal["loaded", "compiled"]
+    source: Source
     seconds: float
+    digest: str = ""
     note: str | None = None
 
 
@@ -57,8 +59,11 @@ class Compiler:
 
     Args:
         spec: what the graphs have in common.
+        jax_name: JAX's name of the platform that they are for.
         device: where they run.
-        store: where executables are kept; None keeps none.
+        cache: where executables are looked for and kept; None keeps none.
+        artifacts: where they are looked for first; nothing is written there.
+        only: refuse to compile.
         threads: graphs prepared at once; None for one per core.
         compiling: what must hold while a graph of a family is compiled, as `Platform.compiling` gives it.
     """
@@ -66,16 +71,26 @@ class Compiler:
     def __init__(
         self,
         spec: GraphSpec,
+        jax_name: str,
         device: Device,
-        store: GraphStore | None,
+        cache: GraphStore | None,
+        *,
+        artifacts: GraphStore | None = None,
+        only: bool = False,
         threads: int | None = None,
         compiling: Callable[[Family], AbstractContextManager[None]] = lambda _family: nullcontext(),
     ) -> None:
         self._spec = spec
+        self._jax_name = jax_name
         self._device = device
-        self._store = store
+        self._cache = cache
+        self._only = only
         self._compiling = compiling
         self._threads = threads or os.cpu_count() or 1
+        stores = [store for store in (artifacts, cache) if store is not None]
+        self.verdicts: dict[Path, Verdict] = {store.directory: store.verdict() for store in stores}
+        """What each directory can give, for a person."""
+        self._stores = [(store, verdict) for store in stores if not (verdict := self.verdicts[store.directory]).empty]
 
     def start(self, ladder: Ladder) -> list[Future[Graph]]:
         """Begin with every bucket, in the background; the futures raise what compiling raises."""
@@ -89,30 +104,82 @@ class Compiler:
 
     def _prepare(self, bucket: Bucket | UpkeepBucket) -> Graph:
         began = time.monotonic()
-        note = None
-        if self._store is not None:
-            try:
-                if (content := self._store.load(bucket.name)) is not None:
-                    return Graph(bucket, self._load(bucket, content), "loaded", time.monotonic() - began)
-            except ArtifactError as error:
-                note = str(error)
-        with self._compiling(_family(bucket)):
-            compiled = lower(self._spec, bucket, self._device).compile()
-        seconds = time.monotonic() - began
-        if self._store is not None:
-            try:
-                self._store.save(bucket.name, serialize_executable.serialize(compiled)[0], seconds=round(seconds, 3), **_memory(compiled))
-            except OSError as error:
-                note = f"cannot be kept: {error}"
-        return Graph(bucket, compiled, "compiled", seconds, note)
-
-    def _load(self, bucket: Bucket | UpkeepBucket, content: bytes) -> Executable:
-        try:
-            return serialize_executable.deserialize_and_load(
-                content, *_trees(self._spec, bucket), backend=self._device.platform, execution_devices=[self._device]
+        notes: list[str] = []
+        for store, verdict in self._stores:
+            if verdict.executables is None and (graph := self._load(store, bucket, began, notes)) is not None:
+                return graph
+        if self._only:
+            raise ArtifactError(
+                f"Graph {bucket.name} would have to be compiled, and --artifacts-only forbids that: {self._why(bucket, notes)}."
             )
-        except Exception as error:  # whatever the platform's loader raises: the graph can be compiled again
-            raise ArtifactError(f"{bucket.name}: stored executable does not load: {error}") from error
+        if self._cache is None:
+            return self._make(bucket, began, notes)
+        with self._cache.lock(bucket.name):
+            # Another process may have made it while this one waited.
+            return self._load(self._cache, bucket, began, []) or self._make(bucket, began, notes)
+
+    def _load(self, store: GraphStore, bucket: Bucket | UpkeepBucket, began: float, notes: list[str]) -> Graph | None:
+        try:
+            content = store.executable(bucket.name)
+        except ArtifactError as error:
+            notes.append(str(error))
+            return None
+        if content is None:
+            if store is not self._cache:
+                notes.append(f"{bucket.name}: {store.directory} has no executable of it")
+            return None
+        try:
+            run = pjrt.load(bucket.name, content, entry(self._spec, bucket).arguments, results(self._spec, bucket), self._device)
+        except ArtifactError as error:
+            notes.append(f"{bucket.name}: stored executable: {error}")
+            return None
+        return Graph(bucket, run, "loaded", time.monotonic() - began, executable_digest(content), "; ".join(notes) or None)
+
+    def _make(self, bucket: Bucket | UpkeepBucket, began: float, notes: list[str]) -> Graph:
+        source: Source = "compiled from StableHLO"
+        for store, verdict in self._stores:
+            if verdict.stablehlo is not None:
+                continue
+            try:
+                if (content := store.stablehlo(bucket.name)) is not None:
+                    compiled = self._compile(content, bucket)
+                    break
+            except ArtifactError as error:
+                notes.append(str(error) if bucket.name in str(error) else f"{bucket.name}: stored StableHLO {error}")
+            except RuntimeError as error:  # the compiler's: tracing again may give it what it takes
+                notes.append(f"{bucket.name}: stored StableHLO does not compile: {pjrt.first_line(error)}")
+        else:
+            source = "compiled"
+            content = export(self._spec, bucket, self._jax_name)
+            compiled = self._compile(content, bucket)
+        seconds = time.monotonic() - began
+        digest = "" if self._cache is None else self._keep(self._cache, bucket, content, compiled, seconds, notes)
+        return Graph(bucket, compiled, source, seconds, digest, "; ".join(notes) or None)
+
+    def _compile(self, stablehlo: bytes, bucket: Bucket | UpkeepBucket) -> jax.stages.Compiled:
+        with self._compiling(_family(bucket)):
+            return lower_portable(stablehlo, self._spec, bucket, self._device).compile()
+
+    def _keep(
+        self, cache: GraphStore, bucket: Bucket | UpkeepBucket, stablehlo: bytes, compiled: Any, seconds: float, notes: list[str]
+    ) -> str:
+        executable = None
+        try:
+            executable = pjrt.serialize(compiled)
+        except ArtifactError as error:
+            notes.append(str(error))
+        try:
+            cache.save(bucket.name, stablehlo=stablehlo, executable=executable, seconds=seconds, memory=pjrt.memory(compiled))
+        except (OSError, ArtifactError) as error:
+            notes.append(f"cannot be kept: {error}")
+        return executable_digest(executable) if executable else ""
+
+    def _why(self, bucket: Bucket | UpkeepBucket, notes: list[str]) -> str:
+        if notes:
+            return "; ".join(notes)
+        return "; ".join(
+            f"{directory}: {verdict.executables or f'holds no executable of {bucket.name}'}" for directory, verdict in self.verdicts.items()
+        )
 
 
 def collect(futures: list[Future[Graph]], on_graph: Callable[[Graph, int], None]) -> dict[Bucket | UpkeepBucket, Graph]:
@@ -134,59 +201,28 @@ def collect(futures: list[Future[Graph]], on_graph: Callable[[Graph, int], None]
     return graphs
 
 
-def store_key(spec: GraphSpec, platform: dict[str, str]) -> dict[str, Any]:
-    """Everything that the executables of `spec` depend on, for `GraphStore`."""
-    return {
-        "xlaserve": __version__,
-        **{package: version(package) for package in ("jax", "jaxlib", "flax")},
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "jax_config": {name: jax.config.values[name] for name in ("jax_default_matmul_precision", "jax_enable_x64")},
-        "platform": platform,
-        **asdict(spec),
-        "source": _source_digest(),
-    }
+def export_all(spec: GraphSpec, jax_name: str, ladder: Ladder, store: GraphStore, on_graph: Callable[[str, int], None]) -> None:
+    """Keep the portable form of every graph, for a platform whose compiler is not here.
+
+    Args:
+        spec: what the graphs have in common.
+        jax_name: JAX's name of the platform.
+        ladder: the buckets.
+        store: where to keep them.
+        on_graph: called with each graph's name and how many are kept.
+    """
+    for done, bucket in enumerate(ladder.graphs, start=1):
+        store.save(bucket.name, stablehlo=export(spec, bucket, jax_name))
+        on_graph(bucket.name, done)
 
 
-def _source_digest() -> str:
-    """sha256 of the modules that graphs are traced from, found by following imports: a change of their code is a change of graphs."""
-    package = Path(__file__).resolve().parents[1]
-    found: dict[str, bytes] = {}
-    queue = ["xlaserve.buckets.graphs"]
-    while queue:
-        module = queue.pop()
-        path = package.joinpath(*module.split(".")[1:]).with_suffix(".py")
-        if module not in found and path.is_file():
-            found[module] = path.read_bytes()
-            queue += re.findall(r"^from (xlaserve[\w.]+) import", found[module].decode(), re.MULTILINE)
-    return hashlib.sha256(b"".join(found[module] for module in sorted(found))).hexdigest()[:16]
-
-
-def _trees(spec: GraphSpec, bucket: Bucket | UpkeepBucket) -> tuple[Any, Any]:
-    """Structures of a graph's arguments and results, which executables need to be loaded."""
-    params, kv, state = (0,) * len(spec.parameters()), (0,) * len(spec.kv()), spec.state()
-    if bucket == COPY:
-        return jax.tree.structure(((kv, 0, 0), {})), jax.tree.structure(kv)
-    if bucket == BLANK:
-        return jax.tree.structure(((), {})), jax.tree.structure((kv, state))
-    if bucket == SEAT:
-        return jax.tree.structure(((state, *(0 for _ in state)), {})), jax.tree.structure(state)
-    assert not isinstance(bucket, UpkeepBucket)
-    output: Any = StepOutput(0, 0, 0 if scores_prompts(spec, bucket) else None)  # type: ignore[arg-type]
-    return jax.tree.structure(((params, kv, state, 0), {})), jax.tree.structure((kv, state, output))
+def workspace_of(executable: Executable) -> int | None:
+    """Bytes that a graph takes beside its arguments while it runs, or None where the platform does not tell."""
+    memory = pjrt.memory(executable) if isinstance(executable, jax.stages.Compiled) else {}
+    return memory["temp"] + memory["output"] - memory["alias"] if any(memory.values()) else None
 
 
 def _family(bucket: Bucket | UpkeepBucket) -> Family:
     if isinstance(bucket, UpkeepBucket):
         return "upkeep"
     return "context" if isinstance(bucket, ContextBucket) else "generate"
-
-
-def workspace_of(executable: Executable) -> int | None:
-    """Bytes that a graph takes beside its arguments while it runs, or None where the platform does not tell."""
-    memory = _memory(executable) if isinstance(executable, jax.stages.Compiled) else {}
-    return memory["temp"] + memory["output"] - memory["alias"] if any(memory.values()) else None
-
-
-def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
-    analysis = compiled.memory_analysis()
-    return {name: int(getattr(analysis, f"{name}_size_in_bytes", 0)) for name in ("argument", "output", "alias", "temp")}

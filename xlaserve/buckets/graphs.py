@@ -29,6 +29,7 @@ from xlaserve.paged.attention import PagedKV, StepShape, copy_blocks
 from xlaserve.platforms.platform import Device, TopKKind
 from xlaserve.sampling.logprobs import score, score_places
 from xlaserve.sampling.sampler import SamplingRows, sample
+from xlaserve.sampling.scores import SCORE_WIDTH
 from xlaserve.sampling.slot_state import AdjustmentRows, SlotState, adjust, advance, seat, state_shapes
 
 
@@ -141,34 +142,77 @@ def scores_prompts(spec: GraphSpec, bucket: Bucket) -> bool:
     return spec.branches and isinstance(bucket, ContextBucket)
 
 
+class Entry(NamedTuple):
+    """One graph as a function to be traced.
+
+    Args:
+        function: the function; its arguments are flat, or tuples of arrays.
+        arguments: their shapes.
+        donated: positions of the arguments that the graph updates in place.
+    """
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    donated: tuple[int, ...]
+
+
+def entry(spec: GraphSpec, bucket: Bucket | UpkeepBucket) -> Entry:
+    """The function of one graph and what it takes."""
+    if bucket == COPY:
+        blocks = jax.ShapeDtypeStruct((COPIES,), jnp.int32)
+        return Entry(copy_blocks, (spec.kv(), blocks, blocks), (0,))
+    state = spec.state()
+    if bucket == BLANK:
+        return Entry(partial(make_blank, spec), (), ())
+    if bucket == SEAT:
+        slot, *rows = (jax.ShapeDtypeStruct(table.shape[1:], table.dtype) for table in state)
+        return Entry(seat, (state, slot, *rows), (0,))
+    assert not isinstance(bucket, UpkeepBucket)
+    batch = jax.ShapeDtypeStruct((bucket.rows, row_width(bucket)), jnp.int32)
+    return Entry(make_step(spec, bucket), (tuple(spec.parameters().values()), spec.kv(), state, batch), (1, 2))
+
+
+def results(spec: GraphSpec, bucket: Bucket | UpkeepBucket) -> Any:
+    """Shapes of what one graph gives; nothing is traced to know them."""
+    if bucket == COPY:
+        return spec.kv()
+    if bucket == BLANK:
+        return spec.kv(), spec.state()
+    if bucket == SEAT:
+        return spec.state()
+    assert not isinstance(bucket, UpkeepBucket)
+    tokens = jax.ShapeDtypeStruct((bucket.rows,), jnp.int32)
+    scores = jax.ShapeDtypeStruct((bucket.rows, SCORE_WIDTH), jnp.int32)
+    prompt_scores = None
+    if isinstance(bucket, ContextBucket) and scores_prompts(spec, bucket):
+        prompt_scores = jax.ShapeDtypeStruct((bucket.rows, bucket.length, SCORE_WIDTH), jnp.int32)
+    return spec.kv(), spec.state(), StepOutput(tokens, scores, prompt_scores)  # type: ignore[arg-type]
+
+
 def lower(spec: GraphSpec, bucket: Bucket | UpkeepBucket, device: Device) -> jax.stages.Lowered:
     """Trace and lower one graph for `device`."""
-    return _trace(spec, bucket, SingleDeviceSharding(device)).lower()
+    return lower_entry(entry(spec, bucket), device)
 
 
 def lower_for(spec: GraphSpec, bucket: Bucket | UpkeepBucket, jax_name: str) -> jax.stages.Lowered:
     """Trace and lower one graph for a platform that need not be here, by JAX's name of it. The result is to be read, not compiled."""
-    return _trace(spec, bucket, None).lower(lowering_platforms=(jax_name,))
+    function, arguments, donated = entry(spec, bucket)
+    return jax.jit(function, donate_argnums=donated, keep_unused=True).trace(*arguments).lower(lowering_platforms=(jax_name,))
 
 
-def _trace(spec: GraphSpec, bucket: Bucket | UpkeepBucket, place: SingleDeviceSharding | None) -> jax.stages.Traced:
+def lower_entry(graph: Entry, device: Device) -> jax.stages.Lowered:
+    """Trace and lower a function for `device`. The weights and what is donated are there, and so are the results; what the host sends
+    has no place yet.
+    """
+    place = SingleDeviceSharding(device)
+
     def on_device(array: Any) -> Any:
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
 
-    state = jax.tree.map(on_device, spec.state())
-    kv = tuple(on_device(array) for array in spec.kv())
-    if bucket == COPY:
-        blocks = jax.ShapeDtypeStruct((COPIES,), jnp.int32)
-        return jax.jit(copy_blocks, donate_argnums=0).trace(kv, blocks, blocks)
-    if bucket == BLANK:
-        return jax.jit(partial(make_blank, spec), out_shardings=place).trace()
-    if bucket == SEAT:
-        rows = [jax.ShapeDtypeStruct(table.shape[1:], table.dtype) for table in state]
-        return jax.jit(seat, donate_argnums=0, keep_unused=True).trace(state, *rows)
-    assert not isinstance(bucket, UpkeepBucket)
-    batch = jax.ShapeDtypeStruct((bucket.rows, row_width(bucket)), jnp.int32)
-    jitted = jax.jit(make_step(spec, bucket), donate_argnums=(1, 2), keep_unused=True)
-    return jitted.trace(tuple(on_device(p) for p in spec.parameters().values()), kv, state, batch)
+    function, arguments, donated = graph
+    kept = (*donated, 0)
+    placed = (jax.tree.map(on_device, argument) if at in kept else argument for at, argument in enumerate(arguments))
+    return jax.jit(function, donate_argnums=donated, keep_unused=True, out_shardings=place).lower(*placed)
 
 
 def _as_float(column: Array) -> Array:

@@ -1,24 +1,43 @@
-"""Where compiled graphs are kept: one directory for each combination of everything that they depend on.
+"""Artifact directories: the graphs of one program as portable StableHLO and as executables of one or more machines.
 
-A directory holds `manifest.json` (that combination, readable) and one file for each graph: a line of JSON that names the graph, the
-directory and the sha256 of what follows, then the executable. Beside them, for each set of graphs that an engine runs, a file of JSON
-with their measured costs. Files appear whole or not at all, so processes may share a store; one that is damaged or out of place is
-reported and made again, never used.
+    manifest.json                 what the rest is (`xlaserve.buckets.manifest`)
+    GRAPH.stablehlo               portable form
+    GRAPH.MACHINE.xla             executable
+    costs-*.json                  measured costs of a set of executables
+    locks/                        empty files that processes lock while they make a graph
+
+Files appear whole or not at all and count once the manifest lists them, so processes may share a directory, and one that is killed leaves
+it usable. What is read is checked against the manifest first; what does not match is named and not given out. Imports no JAX.
 """
 
 from __future__ import annotations
 
-import hashlib
+import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from xlaserve.buckets.manifest import (
+    NAME,
+    SCHEMA,
+    ExecutableRecord,
+    FileRecord,
+    GraphRecord,
+    Manifest,
+    differences,
+    digest,
+    encode,
+    plain,
+    read_manifest,
+    shorten,
+)
 from xlaserve.errors import ArtifactError
-
-SCHEMA = 1
 
 
 def default_root() -> Path:
@@ -32,68 +51,186 @@ def default_root() -> Path:
     return cache / "xlaserve" / "compile_cache"
 
 
-class GraphStore:
-    """Compiled graphs of one engine configuration.
+def cache_directory(root: Path | None, name: str, program: Mapping[str, Any]) -> Path:
+    """Where a compile cache keeps a program.
 
     Args:
-        root: the store's directory; None for the default.
-        name: readable start of the subdirectory's name.
-        key: everything that the executables depend on.
+        root: of the cache; None for the default.
+        name: readable start of the directory's name.
+        program: what its graphs depend on.
+    """
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.") or "model"
+    return (root or default_root()) / f"{safe[:64]}-{digest({'schema': SCHEMA, **plain(program)}, 16)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a directory can give, before any graph is looked at.
+
+    Args:
+        empty: nothing is kept there yet.
+        executables: why there are none for this machine, or None where there are.
+        stablehlo: why there is none for this program, or None where there is.
     """
 
-    def __init__(self, root: Path | None, name: str, key: Mapping[str, Any]) -> None:
-        manifest = json.dumps({"schema": SCHEMA, **key}, indent=1, sort_keys=True, default=str)
-        digest = hashlib.sha256(manifest.encode()).hexdigest()[:16]
-        safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.") or "model"
-        self.directory = (root or default_root()) / f"{safe[:64]}-{digest}"
-        self._manifest = manifest
+    empty: bool
+    executables: str | None
+    stablehlo: str | None
 
-    def load(self, graph: str) -> bytes | None:
-        """The stored executable of `graph`, or None where there is none.
+    def __str__(self) -> str:
+        if self.empty:
+            return "nothing is kept there yet"
+        if self.executables is not None and self.executables == self.stablehlo:
+            return f"miss ({self.executables})"
+        return "; ".join(
+            f"{what} {'hit' if reason is None else f'miss ({reason})'}"
+            for what, reason in (("executables", self.executables), ("StableHLO", self.stablehlo))
+        )
+
+
+class GraphStore:
+    """One artifact directory, seen from one program on one machine.
+
+    Args:
+        directory: which need not exist yet.
+        program: what graphs depend on.
+        machine: what executables depend on besides.
+        about: gives what else the manifest is to tell a person; called when a manifest is begun.
+    """
+
+    def __init__(
+        self, directory: Path, program: Mapping[str, Any], machine: Mapping[str, Any], about: Callable[[], Mapping[str, Any]] = dict
+    ) -> None:
+        self.directory = directory
+        self._program = plain(program)
+        self._machine = plain(machine)
+        self._about = about
+
+    def verdict(self) -> Verdict:
+        """Whether the directory holds executables and StableHLO for this program and machine."""
+        try:
+            manifest = self._manifest()
+        except ArtifactError as error:
+            return Verdict(False, str(error), str(error))
+        if manifest is None:
+            return Verdict(True, "nothing is kept there yet", "nothing is kept there yet")
+        try:
+            manifest.machine(self._machine)
+        except ArtifactError as error:
+            return Verdict(False, str(error), None)
+        return Verdict(False, None, None)
+
+    def executable(self, graph: str) -> bytes | None:
+        """The executable of `graph` for this machine, or None where there is none.
 
         Raises:
-            ArtifactError: there is one, but it is not what was stored.
+            ArtifactError: there is one, but it is not what was stored; or the directory is for another program or other machines.
         """
-        path = self._path(graph)
-        try:
-            first, _, content = path.read_bytes().partition(b"\n")
-        except FileNotFoundError:
+        manifest = self._manifest()
+        if manifest is None:
             return None
-        except OSError as error:
-            raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
-        try:
-            header = json.loads(first)
-            found = header["graph"], header["key"]
-            expected = header["sha256"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{path}: does not begin as a stored graph does") from error
-        if found != (graph, self.directory.name):
-            raise ArtifactError(f"{path}: holds graph {found[0]} of {found[1]}")
-        if hashlib.sha256(content).hexdigest() != expected:
-            raise ArtifactError(f"{path}: its sha256 is not the one recorded when it was compiled")
-        return content
+        machine = manifest.machine(self._machine)
+        record = manifest.graphs.get(graph, GraphRecord()).executables.get(machine)
+        return None if record is None else self._read(executable_name(graph, machine), record.file)
 
-    def save(self, graph: str, content: bytes, **facts: float | int | str) -> None:
-        """Keep the executable of `graph`, with facts about it for a person. A store that cannot be written is an OSError."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        manifest = self.directory / "manifest.json"
-        if not manifest.exists():
-            _write(manifest, self._manifest.encode())
-        header = {"graph": graph, "key": self.directory.name, "sha256": hashlib.sha256(content).hexdigest(), **facts}
-        _write(self._path(graph), json.dumps(header).encode() + b"\n" + content)
-
-    def load_costs(self, graphs: Collection[str]) -> dict[str, int] | None:
-        """What running each of `graphs` costs, in nanoseconds, or None where it has not been measured with exactly these executables.
+    def stablehlo(self, graph: str) -> bytes | None:
+        """The portable form of `graph`, or None where there is none.
 
         Raises:
-            ArtifactError: it has been kept, but it is not what was kept; or a graph's file cannot be read.
+            ArtifactError: there is one, but it is not what was stored; or the directory is for another program.
         """
-        path = self._costs_path(graphs)
+        manifest = self._manifest()
+        record = manifest.graphs.get(graph, GraphRecord()).stablehlo if manifest else None
+        return None if record is None else self._read(stablehlo_name(graph), record)
+
+    def save(
+        self,
+        graph: str,
+        *,
+        stablehlo: bytes | None = None,
+        executable: bytes | None = None,
+        seconds: float = 0.0,
+        memory: Mapping[str, int] | None = None,
+    ) -> None:
+        """Keep forms of `graph`; what is None stays as it is.
+
+        Args:
+            graph: its name.
+            stablehlo: its portable form.
+            executable: for this machine.
+            seconds: what making the executable took.
+            memory: the compiler's analysis of the executable.
+
+        Raises:
+            ArtifactError: the directory holds another program.
+            OSError: it cannot be written.
+        """
+        machine = digest(self._machine, 8)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with self.lock("manifest"):
+            try:
+                manifest = self._manifest()
+            except ArtifactError:
+                self.check_place()
+                manifest = None  # damaged: begun anew
+            manifest = manifest or Manifest(SCHEMA, plain(self._about()), self._program, {}, {})
+            record = manifest.graphs.get(graph, GraphRecord())
+            machines, executables = dict(manifest.machines), dict(record.executables)
+            kept = record.stablehlo
+            if stablehlo is not None:
+                _write(self.directory / stablehlo_name(graph), stablehlo)
+                kept = FileRecord.of(stablehlo)
+            if executable is not None:
+                _write(self.directory / executable_name(graph, machine), executable)
+                executables[machine] = ExecutableRecord(FileRecord.of(executable), round(seconds, 3), dict(memory or {}))
+                machines[machine] = self._machine
+            graphs = {**manifest.graphs, graph: GraphRecord(kept, executables)}
+            _write(self.directory / NAME, encode(Manifest(SCHEMA, manifest.about, manifest.program, machines, graphs)))
+
+    def check_place(self) -> None:
+        """ArtifactError where the directory holds another program, which must not be overwritten; a damaged manifest is no such thing."""
+        try:
+            manifest = read_manifest(self.directory)
+        except ArtifactError:
+            return
+        if manifest is not None and (apart := differences(self._program, manifest.program)):
+            raise ArtifactError(f"{self.directory}: holds another artifact ({shorten(apart)}); choose another directory or remove it")
+
+    @contextmanager
+    def lock(self, name: str) -> Generator[None]:
+        """Keep other threads and processes out of one graph. Where the directory cannot be written there is nothing to share, and no lock.
+
+        The system takes the lock from a process that ends, however it ends.
+        """
+        try:
+            path = self.directory / "locks" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError:
+            yield
+            return
+        try:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def load_costs(self, executables: Mapping[str, str]) -> dict[str, int] | None:
+        """What running each graph costs, in nanoseconds, or None where it has not been measured with exactly these executables.
+
+        Args:
+            executables: the sha256 of each graph's executable, by the graph's name.
+
+        Raises:
+            ArtifactError: it has been kept, but it is not what was kept.
+        """
+        path = self._costs_path(executables)
         try:
             content = json.loads(path.read_bytes())
             costs: dict[str, int] = content["nanoseconds"]
-            valid = costs.keys() == set(graphs) and all(type(cost) is int and cost > 0 for cost in costs.values())
-        except FileNotFoundError:
+            valid = costs.keys() == executables.keys() and all(type(cost) is int and cost > 0 for cost in costs.values())
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
@@ -103,28 +240,50 @@ class GraphStore:
             raise ArtifactError(f"{path}: does not hold a positive cost of every graph")
         return costs
 
-    def save_costs(self, costs: Mapping[str, int]) -> None:
-        """Keep what running each graph costs, in nanoseconds, for as long as the stored executables of these graphs stay what they are.
+    def save_costs(self, costs: Mapping[str, int], executables: Mapping[str, str]) -> None:
+        """Keep what running each graph costs with these executables. A directory that cannot be written is an OSError.
 
-        Raises:
-            ArtifactError: a graph is not in the store.
-            OSError: the store cannot be written.
+        Args:
+            costs: nanoseconds by the graph's name.
+            executables: as in `load_costs`.
         """
-        _write(self._costs_path(costs), json.dumps({"nanoseconds": dict(costs)}, indent=1).encode())
+        self.directory.mkdir(parents=True, exist_ok=True)
+        _write(self._costs_path(executables), json.dumps({"nanoseconds": dict(costs)}, indent=1).encode())
 
-    def _costs_path(self, graphs: Collection[str]) -> Path:
-        """Named by the first lines of the graphs' files, which tell one compilation from another."""
-        digest = hashlib.sha256()
-        for graph in sorted(graphs):
-            try:
-                with self._path(graph).open("rb") as file:
-                    digest.update(file.readline())
-            except OSError as error:
-                raise ArtifactError(f"{self._path(graph)}: cannot be read ({error.strerror})") from error
-        return self.directory / f"costs-{digest.hexdigest()[:16]}.json"
+    def _costs_path(self, executables: Mapping[str, str]) -> Path:
+        return self.directory / f"costs-{digest(executables, 16)}.json"
 
-    def _path(self, graph: str) -> Path:
-        return self.directory / f"{graph}.xla"
+    def _manifest(self) -> Manifest | None:
+        manifest = read_manifest(self.directory)
+        if manifest is not None and (apart := differences(self._program, manifest.program)):
+            raise ArtifactError(shorten(apart))
+        return manifest
+
+    def _read(self, name: str, record: FileRecord) -> bytes:
+        path = self.directory / name
+        try:
+            content = path.read_bytes()
+            record.check(content)
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
+        except ArtifactError as error:
+            raise ArtifactError(f"{path}: {error}") from error
+        return content
+
+
+def stablehlo_name(graph: str) -> str:
+    """Name of the file of a graph's portable form."""
+    return f"{graph}.stablehlo"
+
+
+def executable_name(graph: str, machine: str) -> str:
+    """Name of the file of a graph's executable for one machine."""
+    return f"{graph}.{machine}.xla"
+
+
+def executable_digest(content: bytes) -> str:
+    """What tells one executable from another."""
+    return sha256(content).hexdigest()
 
 
 def _write(path: Path, content: bytes) -> None:

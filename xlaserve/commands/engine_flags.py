@@ -29,6 +29,8 @@ ENGINE_FIELDS = (
     "generate_buckets",
     "neuron",
     "compile_cache",
+    "artifacts",
+    "artifacts_only",
     "compile_threads",
     "seed",
     "max_queued_requests",
@@ -108,6 +110,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     neuron = "options of the Neuron platform, as docs/platforms.md lists them"
     group.add_argument("--override-neuron-config", dest="neuron", type=neuron_options, metavar="JSON", help=neuron)
     group.add_argument("--compile-cache", metavar="DIR", help="where compiled graphs are kept")
+    group.add_argument("--artifacts", metavar="DIR", help="load graphs, and sizes not given here, from what `compile -o DIR` made")
+    group.add_argument("--artifacts-only", action="store_true", help="fail, and say why, rather than compile a graph")
     group.add_argument("--compile-threads", type=whole, metavar="N", help="graphs compiled at the same time")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of requests that bring none (default: 0)")
     group.add_argument("--max-queued-requests", type=whole, default=1024, metavar="N", help="waiting requests before 503 (default: 1024)")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from jax import Array
 
-from xlaserve.buckets.compiler import Compiler, Graph, collect, store_key, workspace_of
+from xlaserve.buckets.compiler import Compiler, Graph, collect, export_all, workspace_of
 from xlaserve.buckets.graphs import GraphSpec
 from xlaserve.buckets.ladder import BLANK, Bucket, Ladder, UpkeepBucket, make_ladder
 from xlaserve.buckets.layout import MAX_EOS_IDS
-from xlaserve.buckets.store import GraphStore
+from xlaserve.engine.artifacts import Stores, adopt_sizes, stores_of
 from xlaserve.engine.calibration import calibrate
 from xlaserve.engine.config import EngineConfig, Limits, settle, settle_dtype
 from xlaserve.engine.core import EngineCore
@@ -105,14 +105,19 @@ class Engine:
     graphs: dict[Bucket | UpkeepBucket, Graph]
 
 
-def make_plan(config: EngineConfig) -> Plan:
+def make_plan(config: EngineConfig, platform: Platform | None = None) -> Plan:
     """Open the checkpoint and settle every size.
+
+    Args:
+        config: what the user set; what is left open is taken from the artifacts, where there are some.
+        platform: where graphs are to run, if not on what the config names.
 
     Raises:
         CheckpointError: the model cannot be found or read.
         ConfigError: the sizes do not fit the model, the platform or the memory.
     """
-    platform = select_platform(config.device, config.memory_utilization).configured(config.neuron)
+    config = adopt_sizes(config)
+    platform = (platform or select_platform(config.device, config.memory_utilization)).configured(config.neuron)
     checkpoint = open_checkpoint(config.model)
     model = model_config(checkpoint.config)
     limits, ladder, spec, weight_bytes = plan_graphs(config, model, platform)
@@ -151,28 +156,40 @@ def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) ->
     return limits, ladder, spec, weight_bytes
 
 
-def graph_store(plan: Plan, config: EngineConfig) -> GraphStore:
-    """Where the graphs of a plan and their costs are kept."""
-    root = Path(config.compile_cache).expanduser() if config.compile_cache else None
-    return GraphStore(root, plan.name, store_key(plan.spec, {"name": plan.platform.name, **plan.platform.fingerprint()}))
+def open_stores(plan: Plan, config: EngineConfig, progress: Progress, output: Path | None = None) -> Stores:
+    """Where the graphs of a plan may be, and where they are kept: `output`, or the compile cache."""
+    return stores_of(config, plan.name, plan.checkpoint, plan.limits, plan.spec, plan.platform, progress, output)
 
 
 def compile_graphs(
-    plan: Plan, config: EngineConfig, progress: Progress, *, meanwhile: Callable[[], None] | None = None
+    plan: Plan, stores: Stores, config: EngineConfig, progress: Progress, *, meanwhile: Callable[[], None] | None = None
 ) -> dict[Bucket | UpkeepBucket, Graph]:
     """Load or compile every graph, and compare what they need with the plan of memory.
 
     Args:
         plan: what to compile.
-        config: where to keep it, and with how many threads.
-        progress: told about every graph.
+        stores: where graphs may be, and where they are kept.
+        config: with how many threads, and whether compiling is allowed.
+        progress: told what each place has, and about every graph.
         meanwhile: what to do in this thread while graphs compile in others.
 
     Raises:
         ConfigError: a graph needs more memory than the device has beside everything else.
+        ArtifactError: a graph would have to be compiled, which is not allowed.
     """
-    store = graph_store(plan, config)
-    futures = Compiler(plan.spec, plan.platform.devices()[0], store, config.compile_threads, plan.platform.compiling).start(plan.ladder)
+    compiler = Compiler(
+        plan.spec,
+        plan.platform.jax_name,
+        plan.platform.devices()[0],
+        stores.cache,
+        artifacts=stores.artifacts,
+        only=config.artifacts_only,
+        threads=config.compile_threads,
+        compiling=plan.platform.compiling,
+    )
+    for directory, verdict in compiler.verdicts.items():
+        progress(f"graphs in {directory}: {verdict}")
+    futures = compiler.start(plan.ladder)
     if meanwhile is not None:
         try:
             meanwhile()
@@ -187,7 +204,8 @@ def compile_graphs(
         progress(f"graph {done:>3}/{total}  {graph.bucket.name:<22} {graph.source} in {graph.seconds:.1f} s{note}")
 
     graphs = collect(futures, on_graph)
-    progress(f"graphs are kept in {store.directory}")
+    if any(graph.source != "loaded" for graph in graphs.values()):
+        progress(f"graphs are kept in {stores.cache.directory}")
     # What BLANK gives is the KV cache itself, where there is none.
     found = {graph.bucket.name: workspace_of(graph.run) for graph in graphs.values() if graph.bucket != BLANK}
     if needs := {name: workspace for name, workspace in found.items() if workspace is not None}:
@@ -196,7 +214,26 @@ def compile_graphs(
     return graphs
 
 
-def measure_costs(plan: Plan, config: EngineConfig, graphs: dict[Bucket | UpkeepBucket, Graph], progress: Progress) -> None:
+def export_graphs(plan: Plan, stores: Stores, progress: Progress) -> None:
+    """Keep every graph as StableHLO, where the platform's compiler is not here."""
+    total = len(plan.ladder.graphs)
+
+    def on_graph(name: str, done: int) -> None:
+        progress(f"graph {done:>3}/{total}  {name:<22} exported")
+
+    export_all(plan.spec, plan.platform.jax_name, plan.ladder, stores.cache, on_graph)
+    progress(f"graphs are kept in {stores.cache.directory}")
+
+
+def with_costs(
+    ladder: Ladder, stores: Stores, graphs: dict[Bucket | UpkeepBucket, Graph], measure: Callable[[], dict[Bucket, int]], progress: Progress
+) -> Ladder:
+    """The ladder with costs: those kept for exactly these executables, else measured now and kept."""
+    executables = {bucket.name: graphs[bucket].digest for bucket in ladder.buckets}
+    return calibrate(ladder, stores.all if all(executables.values()) else (), executables, measure, progress)
+
+
+def measure_costs(plan: Plan, stores: Stores, graphs: dict[Bucket | UpkeepBucket, Graph], progress: Progress) -> None:
     """Have the costs that `build` needs in the store, measured with weights of no meaning: a run takes as long with them.
 
     Where the device lacks the memory, the progress says so, and `build` will measure.
@@ -211,7 +248,7 @@ def measure_costs(plan: Plan, config: EngineConfig, graphs: dict[Bucket | Upkeep
         return runner.measure()
 
     try:
-        calibrate(plan.ladder, graph_store(plan, config), measure, progress)
+        with_costs(plan.ladder, stores, graphs, measure, progress)
     except (MemoryError, RuntimeError) as error:
         progress(f"costs of graphs cannot be measured now: {error}")
 
@@ -232,10 +269,11 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
     def load() -> tuple[Array, ...]:
         return load_weights(plan.checkpoint, parameters, device, fused_rows=rows)
 
-    graphs = compile_graphs(plan, config, progress, meanwhile=lambda: weights.append(load()))
+    stores = open_stores(plan, config, progress)
+    graphs = compile_graphs(plan, stores, config, progress, meanwhile=lambda: weights.append(load()))
     runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, weights.pop(), load, plan.platform.trim)
     runner.warm_up()
-    plan = replace(plan, ladder=calibrate(plan.ladder, graph_store(plan, config), runner.measure, progress))
+    plan = replace(plan, ladder=with_costs(plan.ladder, stores, graphs, runner.measure, progress))
     limits = plan.limits
     pool = BlockPool(limits.num_blocks, limits.block_size)
     scheduler = Scheduler(

@@ -21,7 +21,7 @@ from xlaserve.platforms.platform import Platform
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SCHEDULING_POLICIES = ("fcfs", "priority")
 _OPTIONAL = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_blocks", "compile_threads", "max_queued_tokens")
-_SWITCHES = ("enable_prefix_caching", "async_scheduling")
+_SWITCHES = ("enable_prefix_caching", "async_scheduling", "artifacts_only")
 _BUCKET_LISTS = ("context_buckets", "generate_buckets")
 _LOWEST = {**dict.fromkeys(_OPTIONAL, 1), "max_queued_requests": 1, "stall_timeout": 1, "max_model_len": 2, "num_blocks": 2, "seed": 0}
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -47,6 +47,8 @@ class EngineConfig:
             must hold the longest sequence.
         neuron: what the user sets of the Neuron platform; others do not look at it.
         compile_cache: directory that compiled graphs are kept in.
+        artifacts: directory that `xlaserve compile -o` made; graphs are loaded from there, and sizes left open are taken from it.
+        artifacts_only: fail rather than compile a graph.
         compile_threads: graphs compiled at once.
         seed: start of the random streams of requests without a seed of their own.
         enable_prefix_caching: reuse the KV of prompts, or beginnings of them, that have been computed before.
@@ -74,6 +76,8 @@ class EngineConfig:
     generate_buckets: tuple[int, ...] | None = None
     neuron: NeuronOptions | None = None
     compile_cache: str | None = None
+    artifacts: str | None = None
+    artifacts_only: bool = False
     compile_threads: int | None = None
     seed: int = 0
     max_queued_requests: int = 1024

@@ -1,0 +1,78 @@
+"""Graphs as portable StableHLO (`jax.export`): traced once anywhere, compiled where they run.
+
+The file holds a flat function of arrays, so that no pytree has to be read back; what is donated is said again when it is compiled,
+because an export does not carry it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.export
+
+from xlaserve.buckets.executable import first_line
+from xlaserve.buckets.graphs import GraphSpec, entry, lower_entry, results
+from xlaserve.buckets.ladder import Bucket, UpkeepBucket
+from xlaserve.errors import ArtifactError
+from xlaserve.platforms.platform import Device
+
+_CUSTOM_CALLS = ("AwsNeuronTopK", "AwsNeuronCustomNativeKernel")
+"""What graphs may call that only the target's compiler knows; JAX keeps no promise of compatibility for these, the target's maker does."""
+
+
+def export(spec: GraphSpec, bucket: Bucket | UpkeepBucket, jax_name: str) -> bytes:
+    """Trace one graph for a platform, which need not be here.
+
+    Args:
+        spec: what graphs have in common.
+        bucket: the graph.
+        jax_name: JAX's name of the platform.
+    """
+    function, arguments, _ = entry(spec, bucket)
+    leaves, tree = jax.tree.flatten(arguments)
+
+    def flat(*arrays: jax.Array) -> list[jax.Array]:
+        return jax.tree.leaves(function(*jax.tree.unflatten(tree, arrays)))
+
+    flat.__name__ = _function_name(bucket)
+    checks = [jax.export.DisabledSafetyCheck.custom_call(target) for target in _CUSTOM_CALLS]
+    exported = jax.export.export(jax.jit(flat, keep_unused=True), platforms=[jax_name], disabled_checks=checks)(*leaves)
+    return bytes(exported.serialize())
+
+
+def lower_portable(content: bytes, spec: GraphSpec, bucket: Bucket | UpkeepBucket, device: Device) -> jax.stages.Lowered:
+    """What `export` gave, ready to be compiled for `device`.
+
+    Raises:
+        ArtifactError: it cannot be read, or is not this graph for this platform.
+    """
+    graph = entry(spec, bucket)
+    given = results(spec, bucket)
+    exported = _read(content)
+    for what, here, found in (("arguments", graph.arguments, exported.in_avals), ("results", given, exported.out_avals)):
+        shapes = [(tuple(array.shape), str(array.dtype)) for array in jax.tree.leaves(here)]
+        if shapes != [(tuple(array.shape), str(array.dtype)) for array in found]:
+            raise ArtifactError(f"its {what} are not this graph's")
+    tree = jax.tree.structure(given)
+
+    def step(*args: Any) -> Any:
+        return jax.tree.unflatten(tree, exported.call(*jax.tree.leaves(args)))
+
+    step.__name__ = _function_name(bucket)
+    try:
+        return lower_entry(graph._replace(function=step), device)
+    except (ValueError, NotImplementedError) as error:  # of another platform, or of an unknown calling convention
+        raise ArtifactError(f"JAX does not take it: {first_line(error)}") from error
+
+
+def _read(content: bytes) -> jax.export.Exported:
+    try:
+        return jax.export.deserialize(bytearray(content))
+    except Exception as error:  # the reader of the format raises whatever the bytes lead it to
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise ArtifactError(f"is no exported StableHLO that JAX {jax.__version__} reads: {what}") from error
+
+
+def _function_name(bucket: Bucket | UpkeepBucket) -> str:
+    return bucket.name.replace("-", "_")
