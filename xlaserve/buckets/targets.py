@@ -106,9 +106,9 @@ class TargetPlatform(Platform):
         """One device that can be compiled for, or an `AbsentDevice`."""
         return [self._device]
 
-    def kv_budget(self, weight_bytes: int) -> int:
-        """What nine tenths of the device's memory leave beside the weights."""
-        return max(0, int(self._target.memory * 0.9) - weight_bytes)
+    def memory(self) -> int:
+        """Bytes of the target's memory."""
+        return self._target.memory
 
     def fingerprint(self) -> dict[str, Any]:
         """As the device would have it. The version that its client reports is not known here."""
