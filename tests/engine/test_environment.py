@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,14 @@ def test_what_is_given_counts_more() -> None:
     given = {"device": "cpu", "context_buckets": (64,), "generate_buckets": (64,)}
     environ = {"XLASERVE_PLATFORM": "neuron", "NEURON_CONTEXT_LENGTH_BUCKETS": "128", "NEURON_TOKEN_GEN_BUCKETS": "128"}
     assert with_environment(given, environ) == given
+
+
+def test_compiled_artifacts_are_loaded_or_kept(tmp_path: Path) -> None:
+    environ = {"NEURON_COMPILED_ARTIFACTS": str(tmp_path)}
+    assert with_environment({}, environ) == {"compile_cache": str(tmp_path)}
+    (tmp_path / "manifest.json").write_text("{}")
+    assert with_environment({}, environ) == {"artifacts": str(tmp_path)}
+    assert with_environment({"artifacts": "mine"}, environ) == {"artifacts": "mine"}
 
 
 def test_compiler_flags_are_beside_other_options() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from xlaserve.buckets.manifest import NAME as MANIFEST
 from xlaserve.errors import ConfigError
 from xlaserve.platforms.neuron_options import NeuronOptions, split_flags
 
@@ -16,7 +18,8 @@ def with_environment(options: Mapping[str, Any], environ: Mapping[str, str]) -> 
     """Options for `EngineConfig`: those given, and where one is missing or None, what a variable says. Empty variables say nothing.
 
     `XLASERVE_PLATFORM` is the device; `NEURON_CONTEXT_LENGTH_BUCKETS` and `NEURON_TOKEN_GEN_BUCKETS` are lists of buckets;
-    `NEURON_CC_FLAGS` are flags of Neuron's compiler, beside those in `neuron`.
+    `NEURON_CC_FLAGS` are flags of Neuron's compiler, beside those in `neuron`. `NEURON_COMPILED_ARTIFACTS` is a directory to load
+    compiled graphs from, and to keep them in where it holds none: `artifacts` where `xlaserve compile -o` made it, else `compile_cache`.
 
     Raises:
         ConfigError: a variable cannot be read; the message names it.
@@ -24,6 +27,9 @@ def with_environment(options: Mapping[str, Any], environ: Mapping[str, str]) -> 
     found: dict[str, Any] = {}
     if device := environ.get("XLASERVE_PLATFORM"):
         found["device"] = device
+    if directory := environ.get("NEURON_COMPILED_ARTIFACTS"):
+        made = (Path(directory).expanduser() / MANIFEST).is_file()
+        found["artifacts" if made else "compile_cache"] = directory
     for variable, name in _BUCKETS.items():
         if text := environ.get(variable):
             found[name] = _lengths(variable, text)
