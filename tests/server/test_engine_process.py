@@ -123,6 +123,22 @@ def assert_becomes_idle(served: Served) -> None:
     raise AssertionError("something stays in use")
 
 
+def test_a_server_that_nobody_listens_to_serves_and_stops(model: Path) -> None:
+    with serving(model) as served:
+        # Its pipes break while it loads: each line that it prints from here on fails.
+        assert served.process.stdout is not None
+        assert served.process.stderr is not None
+        served.process.stdout.close()
+        served.process.stderr.close()
+        while served.client.get("/ready").status_code != 200:
+            pass
+        assert served.client.post(COMPLETIONS, json={**LONG, "stream": False, "max_tokens": 2}).status_code == 200
+        engine = served.engine
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(TIMEOUT) == 0
+        assert_gone(engine)
+
+
 FAILING = """
 import sys
 if "xlaserve.engine.engine_main" in sys.orig_argv:

@@ -6,6 +6,7 @@ The server listens at once and answers 503 until every graph is ready; GET /read
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 from typing import TYPE_CHECKING
@@ -83,7 +84,8 @@ def _log_to_stderr(level: str) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    with contextlib.suppress(OSError):  # a server serves on where nobody reads what it says any more
+        print(line, flush=True)
 
 
 def _port(text: str) -> int:

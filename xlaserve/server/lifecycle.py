@@ -168,8 +168,9 @@ class _Life:
     def _on_signal(self, number: int) -> None:
         if self._stop.is_set():
             os._exit(128 + number)
-        print("xlaserve: stopping; send the signal again to stop at once", file=sys.stderr, flush=True)
         self._stop.set()
+        with contextlib.suppress(OSError):  # whoever read our standard error may have gone
+            print("xlaserve: stopping; send the signal again to stop at once", file=sys.stderr, flush=True)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
