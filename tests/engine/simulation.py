@@ -295,7 +295,9 @@ class Simulation:
         assert running == sorted(running, key=lambda s: s.rank)
         assert waiting == sorted(waiting, key=lambda s: s.rank)
         assert self.scheduler.waiting_tokens == sum(len(s.prompt_ids) for s in waiting if s.leader is None)
-        oldest = min(self.alive, key=lambda s: s.rank, default=None)
+        # On the way to a pause nobody is admitted who came after it was asked for, whatever their priority.
+        admissible = (s for s in self.alive if s.rank[1] < self.scheduler._door)
+        oldest = min(admissible, key=lambda s: s.rank, default=None)
         if oldest is not None:
             if oldest is not self.oldest:
                 self.oldest, self.progress[oldest] = oldest, self.steps

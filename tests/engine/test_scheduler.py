@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -337,8 +338,8 @@ def test_priorities_do_not_count_in_order_of_arrival() -> None:
     assert simulation.first_scheduled == sequences
 
 
-def test_a_hundred_thousand_events() -> None:
-    """Arrivals, ends, aborts, resets and iterations over engines of random sizes, all checks at every iteration."""
+def test_a_hundred_thousand_events(report: Callable[[str], None]) -> None:
+    """Arrivals, ends, aborts, forks, pauses, resets and iterations over engines of random sizes, all checks at every iteration."""
     totals: Counter[str] = Counter()
     seed = 1000
     while totals["events"] < 100_000:
@@ -357,9 +358,12 @@ def test_a_hundred_thousand_events() -> None:
             aborts=0.1,
             alike=rng.choice((0.0, 0.8)),
             several=rng.choice((0.0, 0.2)),
+            beams=rng.choice((0.0, 0.1)),
+            pauses=rng.choice((0.0, 0.01)),
             resets=0.02,
             prefix_caching=rng.random() < 0.8,
             by_priority=rng.random() < 0.5,
+            async_scheduling=rng.random() < 0.8,
         )
         simulation = Simulation(sizes, seed=seed)
         simulation.run(1500)
@@ -369,9 +373,11 @@ def test_a_hundred_thousand_events() -> None:
             preemptions=stats.preemptions,
             hits=stats.prefix_cache_hits,
             aborts=stats.finished.get("abort", 0),
+            forks=simulation.runner.copies,
         )
         seed += 1
-    assert min(totals["preemptions"], totals["hits"], totals["aborts"]) > 500, totals
+    assert min(totals["preemptions"], totals["hits"], totals["aborts"], totals["forks"]) > 500, totals
+    report(f"scheduler fuzz: {dict(totals)} in {seed - 1000} engines, every invariant checked at every iteration")
 
 
 def test_statistics_add_up() -> None:

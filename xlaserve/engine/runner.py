@@ -24,7 +24,7 @@ from xlaserve.engine.sequence import Sequence
 from xlaserve.paged.block_pool import NULL_BLOCK
 
 _FEWEST_TURNS, _MOST_TURNS = 2, 4
-_MEASURED_ENOUGH = 10.0
+_MEASURED_ENOUGH = 5.0
 """To be measured, every graph runs once in each turn. The first is slow, as graphs get their memory; none after the second begins after
 that many seconds."""
 
