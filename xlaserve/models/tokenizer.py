@@ -97,6 +97,15 @@ class Tokenizer:
             self._bytes[token_id] = known
         return known
 
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The tokens that are left out of the text when special tokens are skipped: their texts, and their ids."""
+        return {token: index for index in sorted(self._special_ids) if (token := self._backend.id_to_token(index)) is not None}
+
+    def to_json(self) -> str:
+        """What a tokenizer.json would hold, tokens that were added included."""
+        return self._backend.to_str()
+
     def is_special(self, token_id: int) -> bool:
         """Whether a token is left out of the text when special tokens are skipped."""
         return token_id in self._special_ids
