@@ -31,6 +31,7 @@ def make_rows(
     seed: Any = 1,
     place: Any = 0,
     banned: dict[int, list[int]] | None = None,
+    structured: np.ndarray | None = None,
 ) -> SamplingRows:
     """Rows with given parameters, each one for all or one per row."""
     seeds = np.broadcast_to(np.asarray(seed, np.uint64), (count,))
@@ -49,6 +50,8 @@ def make_rows(
         np.stack((seeds & 0xFFFFFFFF, seeds >> 32), axis=1).astype(np.uint32),
         column(place, np.int32),
         table,
+        np.zeros(count, bool) if structured is None else np.ones(count, bool),
+        np.full((count, VOCAB // 32), -1, np.int32) if structured is None else structured,
     )
 
 

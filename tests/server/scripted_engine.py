@@ -15,6 +15,7 @@ from xlaserve.engine.modes import PauseMode, SleepLevel, check_level, check_mode
 from xlaserve.engine.outputs import CompletionOutput, EngineStats, FinishReason, Logprob, RequestMetrics, RequestOutput
 from xlaserve.errors import InvalidRequestError
 from xlaserve.sampling.beam_search import GenerationParams
+from xlaserve.sampling.structured import StructuredOutput
 
 VOCAB_SIZE = 257
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
@@ -129,6 +130,7 @@ class ScriptedEngine:
         self.errored: BaseException | None = None
         self.running: set[ScriptedStream] = set()
         self.submitted: list[ScriptedStream] = []
+        self.checked: list[StructuredOutput] = []
         self.calls: list[tuple[object, ...]] = []
         self.refusal: Exception | None = None
         self.refuse_after = 0
@@ -140,6 +142,11 @@ class ScriptedEngine:
         self.go_on = asyncio.Event()
         self.paused = threading.Event()
         self.aborted = threading.Event()
+
+    async def check(self, structured: StructuredOutput) -> None:
+        self.checked.append(structured)
+        if structured.source == "(":
+            raise structured.invalid("The regex cannot be used: unclosed group.")
 
     def submit(self, prompt: str | Sequence[int], params: GenerationParams, *, request_id: str | None = None) -> ScriptedStream:
         if self.refusal is not None and len(self.submitted) >= self.refuse_after:

@@ -33,6 +33,7 @@ from xlaserve.engine.trace import DeviceRecord, StepRecord, StepTrace
 from xlaserve.errors import EngineStateError
 from xlaserve.paged.block_pool import BlockPool
 from xlaserve.sampling.scores import read_scores
+from xlaserve.sampling.structured import StructuredOutput
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +133,15 @@ class EngineCore:
             assert self._structures is not None
             self._structures.add(sequence)
         self._scheduler.add(sequence)
+
+    def check(self, structured: StructuredOutput) -> None:
+        """Return where a form can be used. It takes as long as it takes: a server asks a `GrammarCheck`.
+
+        Raises:
+            InvalidRequestError: it makes no sense, or is too complex.
+        """
+        assert self._structures is not None
+        self._structures.grammars.check(structured)
 
     def finish(self, sequence: Sequence, reason: FinishReason, stop_reason: str | None = None) -> None:
         """End a sequence from outside: aborted, or a stop string was found in its text. Without effect on one that has ended."""

@@ -21,6 +21,9 @@ from xlaserve.sampling.structured import StructuredOutput
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
+_WHITESPACE = r"[ \t\n\r]{0,32}"
+"""Between the parts of JSON where any is allowed: without a bound, a model that gets into whitespace may not get out of it."""
+
 _KEPT = 64
 """Compiled grammars that are kept for the next request with the same one."""
 
@@ -120,18 +123,19 @@ def grammar_of(structured: StructuredOutput, tokenizer: Tokenizer) -> str:
         ValueError: it cannot be translated; the message says why.
         RecursionError: it is nested too deeply.
     """
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, regex_to_lark
     from llguidance.gbnf_to_lark import gbnf_to_lark
 
     if structured.kind in ("json_schema", "json_object"):
         options: dict[str, object] = {}
         if structured.whitespace == "none":
             options["whitespace_flexible"] = False
-        elif structured.whitespace_pattern is not None:
-            options["whitespace_pattern"] = structured.whitespace_pattern
+        else:
+            options["whitespace_pattern"] = structured.whitespace_pattern or _WHITESPACE
         return LLMatcher.grammar_from_json_schema(structured.source or '{"type":"object"}', overrides=options)  # type: ignore[arg-type]
     if structured.regex is not None:
-        return LLMatcher.grammar_from_regex(structured.regex)
+        # Digits are ASCII's, as everywhere but in the library that this goes to.
+        return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(structured.regex)}/")
     if structured.choice is not None:
         return LLMatcher.grammar_from_regex("|".join(map(literal, structured.choice)))
     if structured.structural_tag is not None:
@@ -153,5 +157,5 @@ def literal(text: str) -> str:
 
 
 def _refused(structured: StructuredOutput, reason: str) -> InvalidRequestError:
-    first = next((line for line in reason.splitlines() if line.strip()), "it is too complex")
-    return structured.invalid(f"The {structured.kind} cannot be used: {first[:400].strip().rstrip('.')}.")
+    shown = "; ".join(line.strip() for line in reason.splitlines() if line.strip(" |^")) or "it is too complex"
+    return structured.invalid(f"The {structured.kind} cannot be used: {shown[:400].rstrip('.')}.")

@@ -18,6 +18,7 @@ from xlaserve.server.parameters import generation_params
 from xlaserve.server.prompts import encode
 from xlaserve.server.protocol import ChatCompletionRequest
 from xlaserve.server.state import state_of
+from xlaserve.server.structured import checked_structure
 from xlaserve.server.unsupported import refuse_unsupported
 
 # What the renderer passes itself.
@@ -32,7 +33,8 @@ async def create_chat_completion(request: Request) -> Response:
     refuse_unsupported(body, chat=True)
     state.check_model(body.model)
     ids = await _prompt(body, engine)
-    params = generation_params(body, engine, len(ids), "messages")
+    structured = await checked_structure(body, engine)
+    params = generation_params(body, engine, len(ids), "messages", structured=structured)
     head = response_head("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion", engine)
     generation = Generation(engine, state.metrics, [ids], [params], head["id"])
 

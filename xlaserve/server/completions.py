@@ -15,6 +15,7 @@ from xlaserve.server.parameters import generation_params
 from xlaserve.server.prompts import completion_prompts
 from xlaserve.server.protocol import CompletionRequest
 from xlaserve.server.state import state_of
+from xlaserve.server.structured import checked_structure
 from xlaserve.server.unsupported import refuse_unsupported
 
 
@@ -26,7 +27,8 @@ async def create_completion(request: Request) -> Response:
     refuse_unsupported(body, chat=False)
     state.check_model(body.model)
     prompts = await completion_prompts(body, engine)
-    params = [generation_params(body, engine, len(prompt.token_ids), "prompt") for prompt in prompts]
+    structured = await checked_structure(body, engine)
+    params = [generation_params(body, engine, len(prompt.token_ids), "prompt", structured=structured) for prompt in prompts]
     head = response_head("cmpl", "text_completion", engine)
     generation = Generation(engine, state.metrics, [prompt.token_ids for prompt in prompts], params, head["id"])
     echoes = [prompt.echo for prompt in prompts]

@@ -102,6 +102,13 @@ class GenerationRequest(BaseModel):
     add_special_tokens: bool | None = None
     priority: Integer | None = None
     cache_salt: str | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
 
     @field_validator("stream_options")
     @classmethod
