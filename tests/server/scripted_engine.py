@@ -146,7 +146,7 @@ class ScriptedEngine:
     async def check(self, structured: StructuredOutput) -> None:
         self.checked.append(structured)
         if structured.source == "(":
-            raise structured.invalid("The regex cannot be used: unclosed group.")
+            raise structured.invalid("the regex cannot be used: unclosed group.")
 
     def submit(self, prompt: str | Sequence[int], params: GenerationParams, *, request_id: str | None = None) -> ScriptedStream:
         if self.refusal is not None and len(self.submitted) >= self.refuse_after:

@@ -135,7 +135,7 @@ def grammar_of(structured: StructuredOutput, tokenizer: Tokenizer) -> str:
         return LLMatcher.grammar_from_json_schema(structured.source or '{"type":"object"}', overrides=options)  # type: ignore[arg-type]
     if structured.regex is not None:
         # Digits are ASCII's, as everywhere but in the library that this goes to.
-        return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(structured.regex)}/")
+        return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(structured.regex, 'd')}/")
     if structured.choice is not None:
         return LLMatcher.grammar_from_regex("|".join(map(literal, structured.choice)))
     if structured.structural_tag is not None:
@@ -158,4 +158,4 @@ def literal(text: str) -> str:
 
 def _refused(structured: StructuredOutput, reason: str) -> InvalidRequestError:
     shown = "; ".join(line.strip() for line in reason.splitlines() if line.strip(" |^")) or "it is too complex"
-    return structured.invalid(f"The {structured.kind} cannot be used: {shown[:400].rstrip('.')}.")
+    return structured.invalid(f"the {structured.kind} cannot be used: {shown[:400].rstrip('.')}.")

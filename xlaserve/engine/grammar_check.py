@@ -7,7 +7,6 @@ each is compiled first where that does no harm: within a time, and where the pro
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
@@ -81,7 +80,8 @@ class GrammarCheck:
         self._threads: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._processes: set[_Process] = set()
-        self._idle: LifoQueue[_Process] = LifoQueue()
+        self._idle: LifoQueue[_Process | None] = LifoQueue()
+        self._starting = False
         self._verdicts: OrderedDict[StructuredOutput, str | None] = OrderedDict()
         self._open: dict[StructuredOutput, asyncio.Future[str | None]] = {}
         self._closed = False
@@ -96,13 +96,20 @@ class GrammarCheck:
             self._verdicts.move_to_end(structured)
         else:
             # Requests with one form wait for one answer.
+            if self._closed:
+                raise CallFailedError("The engine has been closed.")
             if (answer := self._open.get(structured)) is None:
                 if self._threads is None:
                     self._threads = ThreadPoolExecutor(PROCESSES, "grammar-check")
                 answer = asyncio.get_running_loop().run_in_executor(self._threads, self._try, structured)
                 self._open[structured] = answer
-                answer.add_done_callback(lambda _: self._open.pop(structured, None))
-            verdict = await asyncio.shield(answer)
+                answer.add_done_callback(lambda done: self._forget(structured, done))
+            try:
+                verdict = await asyncio.shield(answer)
+            except asyncio.CancelledError:
+                if not answer.cancelled():
+                    raise  # the caller was
+                raise CallFailedError("The engine has been closed.") from None
             self._verdicts[structured] = verdict
             if len(self._verdicts) > _KNOWN:
                 self._verdicts.popitem(last=False)
@@ -117,8 +124,13 @@ class GrammarCheck:
                 process.end()
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=True)
-        for process in self._processes:
+        for process in list(self._processes):
             process.reap()
+
+    def _forget(self, structured: StructuredOutput, answer: asyncio.Future[str | None]) -> None:
+        self._open.pop(structured, None)
+        if not answer.cancelled():
+            answer.exception()  # nobody may be left who wants to know
 
     def _try(self, structured: StructuredOutput) -> str | None:
         """In a thread: the verdict of a process."""
@@ -128,37 +140,47 @@ class GrammarCheck:
             self._idle.put(process)
         else:
             self._lose(process)
-        if len(self._processes) < _SPARE and self._threads is not None and not self._closed:
-            with contextlib.suppress(RuntimeError):  # it is being closed
-                self._threads.submit(self._add)
+        if len(self._processes) < _SPARE:
+            self._add()
         if answered:
             return refused
         if self._closed:
             raise CallFailedError("The engine has been closed.")
         log.warning("A %s was refused: compiling it %s", structured.kind, refused)
-        return f"The {structured.kind} cannot be used: compiling it {refused}. Make it simpler."
+        return f"the {structured.kind} cannot be used: compiling it {refused}. Make it simpler."
 
     def _take(self) -> _Process:
-        """A process that is ready: one that becomes idle soon, or a new one."""
+        """A process that is ready: whichever is first, one that becomes idle or a new one."""
         while not self._closed:
-            with contextlib.suppress(Empty):
-                return self._idle.get(timeout=_PATIENCE if self._processes else 0.0)
-            if len(self._processes) < PROCESSES:
+            if not self._processes:
                 self._add()
+            try:
+                process = self._idle.get(timeout=_PATIENCE)
+            except Empty:
+                self._add()
+                continue
+            if process is None:
+                raise CallFailedError("Structured output cannot be checked: the process for it does not start.")
+            return process
         raise CallFailedError("The engine has been closed.")
 
     def _add(self) -> None:
-        """Start a process, and have it wait for work."""
+        """Start a process, if there may be one more, which waits for work when it is ready. Where it does not start, None does."""
         with self._lock:
-            if self._closed or len(self._processes) == PROCESSES:
+            if self._closed or self._starting or len(self._processes) == PROCESSES:
                 return
+            self._starting = True
             process = _Process(self._vocabulary)
             self._processes.add(process)
-        if process.begin():
-            self._idle.put(process)
-            return
-        self._lose(process)
-        raise CallFailedError("Structured output cannot be checked: the process for it does not start.")
+
+        def begin() -> None:
+            ready = process.begin()
+            self._starting = False
+            if not ready:
+                self._lose(process)
+            self._idle.put(process if ready else None)
+
+        threading.Thread(target=begin, name="grammar-check-start", daemon=True).start()
 
     def _lose(self, process: _Process) -> None:
         with self._lock:
@@ -177,6 +199,11 @@ class _Process:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env=environment, start_new_session=True
             )
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
 
     def begin(self) -> bool:
         """Have it read its vocabulary; False where it cannot."""

@@ -45,7 +45,7 @@ def serve(end: socket.socket) -> None:
                 try:
                     grammars.check(message.structured)
                 except InvalidRequestError as error:
-                    refused = str(error)
+                    refused = str(error).removeprefix(f"{message.structured.field}: ")
                 signal.setitimer(signal.ITIMER_REAL, 0)
             end.sendall(writer.frame(Verdict(refused)))
 

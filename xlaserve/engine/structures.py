@@ -93,9 +93,10 @@ class Structures:
         """Compile the form of a new sequence, which is not ready until then."""
         params = sequence.params
         assert params.structured is not None
-        structure = sequence.structure = Structure(params.structured, self.grammars.eos_ids if params.ignore_eos else ())
+        grammars = self.grammars
+        structure = sequence.structure = Structure(params.structured, grammars.eos_ids if params.ignore_eos else ())
         self._compiling = self._compiling or _Pool("grammar", _COMPILING, _STACK)
-        self._start(sequence, self._compiling, lambda: structure.begin(self.grammars))
+        self._start(sequence, self._compiling, lambda: structure.begin(grammars))
         self._late.add(sequence)  # nobody waits for it
 
     def consume(self, sequence: Sequence, token: int) -> None:
@@ -162,6 +163,7 @@ class Structures:
 def _work(queue: SimpleQueue[_Work | None]) -> None:
     while (work := queue.get()) is not None:
         work()
+        del work  # while it waits, it keeps nothing
 
 
 def _end(queue: SimpleQueue[_Work | None], threads: int) -> None:

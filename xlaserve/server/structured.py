@@ -80,9 +80,7 @@ def _from_structured_outputs(given: dict[str, Any] | None) -> list[dict[str, Any
     if given is None or not kinds:
         return []
     if len(kinds) > 1:
-        raise InvalidRequestError(
-            f"`{field}` takes one of {', '.join(_KINDS)}, got {' and '.join(kinds)}.", field=f"{field}.{kinds[1]}", value=kinds
-        )
+        raise InvalidRequestError(f"`{field}` takes one of {', '.join(_KINDS)}, got {' and '.join(kinds)}.", field=field, value=kinds)
     value = given[kinds[0]]
     if kinds[0] == "json" and given.get("disable_additional_properties") is True:
         value = _closed(_parsed(value))
