@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from xlaserve.errors import ArtifactError
@@ -50,8 +51,11 @@ def _load(name: str, content: bytes, arguments: tuple[Any, ...], results: Any, d
     from jax._src.lib import xla_client  # pyright: ignore[reportPrivateImportUsage]
 
     devices = xla_client.DeviceList((device,))
+    # The bytes name the device that they were compiled for; plugins load for that one unless they are told another.
+    options: Any = xla_client.CompileOptions()
+    options.device_assignment = xla_client.DeviceAssignment.create(np.array([[device.id]], np.int32))
     try:
-        executable: Any = device.client.deserialize_executable(content, executable_devices=devices)
+        executable: Any = device.client.deserialize_executable(content, executable_devices=devices, compile_options=options)
     except (RuntimeError, ValueError) as error:  # JaxRuntimeError is a RuntimeError
         raise ArtifactError(f"the platform does not load it: {first_line(error)}") from error
     layouts_in = [Layout.from_pjrt_layout(layout) for layout in executable.get_parameter_layouts()]
