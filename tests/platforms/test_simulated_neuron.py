@@ -149,7 +149,7 @@ def test_the_compiler_is_given_what_it_takes_with_its_flags(compiled: tuple[str,
 
 def test_a_second_start_compiles_nothing(served: tuple[list[str], list[Any], list[dict[str, Any]]]) -> None:
     lines, _, events = served
-    assert [line for line in lines if line.startswith("graphs in ")][0].endswith(": executables hit; StableHLO hit")
+    assert next(line for line in lines if line.startswith("graphs in ")).endswith(": executables hit; StableHLO hit")
     assert {match[1] for line in lines if (match := re.match(r"graph +\d/6  (\S+) +loaded in ", line))} == GRAPHS
     assert "costs of 3 graphs are known" in lines
     assert [event["event"] for event in events] == ["load"] * len(GRAPHS)

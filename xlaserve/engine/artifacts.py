@@ -21,9 +21,6 @@ from xlaserve.models.gguf import GgufFile
 from xlaserve.platforms.platform import Platform
 
 _SIZES = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_blocks")
-_BUCKET_LISTS = ("context_buckets", "generate_buckets")
-_BOUNDS = ("max_model_len", "max_num_batched_tokens", "block_size")
-"""Sizes that say which bucket lists are possible."""
 _TOKENIZER_FILES = ("tokenizer*.json", "tokenizer.model", "chat_template*", "special_tokens_map.json")
 
 
@@ -47,7 +44,6 @@ class Stores:
 
 def adopt_sizes(config: EngineConfig) -> EngineConfig:
     """The config with every size that the user left open as the artifacts have it: graphs of other sizes would not be found there.
-    Bucket lists are taken with the sizes that bound them.
 
     Raises:
         ConfigError: the directory holds no artifacts.
@@ -59,8 +55,6 @@ def adopt_sizes(config: EngineConfig) -> EngineConfig:
     taken: dict[str, Any] = {name: sizes.get(name) for name in _SIZES if getattr(config, name) is None}
     if config.dtype == "auto" and "dtype" in sizes:
         taken["dtype"] = sizes["dtype"]
-    if all(getattr(config, name) is None for name in _BOUNDS):
-        taken |= {name: tuple(sizes[name]) for name in _BUCKET_LISTS if sizes.get(name) and getattr(config, name) is None}
     if config.device is None:
         taken["device"] = manifest.program.get("platform")
     return replace(config, **taken)
@@ -94,8 +88,7 @@ def stores_of(
     program, machine = program_key(spec, platform.name), machine_key(platform)
 
     def about() -> dict[str, Any]:
-        sizes = {**asdict(limits), **{name: getattr(config, name) for name in _BUCKET_LISTS}}
-        return {"xlaserve": __version__, "model": name, **_identity(checkpoint), "sizes": sizes}
+        return {"xlaserve": __version__, "model": name, **_identity(checkpoint), "sizes": asdict(limits)}
 
     root = Path(config.compile_cache).expanduser() if config.compile_cache else None
     cache = GraphStore(output or cache_directory(root, name, program), program, machine, about)

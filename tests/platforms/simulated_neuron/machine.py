@@ -1,4 +1,4 @@
-"""A machine that looks like a Trainium instance to JAX and to xlaserve: the plugin, AWS's tools, and the engine sizes that tests use there."""
+"""A machine that JAX and xlaserve take for a Trainium instance: the plugin, AWS's tools, and the sizes of engines that tests use there."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Machine:
 
 
 def make_machine(folder: Path) -> Machine:
-    """A machine that keeps its things in a folder. Tests that ask for it are skipped where XLA's CPU client is not to be had as a plugin."""
+    """A machine that keeps its things in a folder. Tests that ask for it are skipped where there is no XLA:CPU as a plugin."""
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         pytest.skip(f"lammps-jax-pjrt-cpu has no wheel for {sys.platform} {platform.machine()}")
     for package in ("lammps_jax_pjrt_cpu", "pypjrt"):

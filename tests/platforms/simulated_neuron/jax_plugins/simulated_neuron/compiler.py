@@ -8,19 +8,23 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from typing import Any
 
 from jax.extend.mlir import ir, serialize_portable_artifact
-from jax_plugins.simulated_neuron.custom_calls import implement
 
 from xlaserve.buckets.lint.hlo import hlo_text, read_hlo
 from xlaserve.buckets.lint.linter import Linter
+from xlaserve.buckets.lint.module import Module
 from xlaserve.buckets.lint.rule import Subject
 from xlaserve.buckets.lint.stablehlo import parse_stablehlo, read_stablehlo
 from xlaserve.buckets.lint.target import TARGETS
 
+from .custom_calls import implement
+
 JOURNAL = "SIMULATED_NEURON_JOURNAL"
-_MAGIC = b"ML\xefRStableHLO_v"
+_VERSION = re.compile(rb"StableHLO_v([\d.]+)")
+"""In the first bytes of a portable artifact."""
 
 
 def compile_instead(portable: bytes) -> bytes:
@@ -36,26 +40,26 @@ def compile_instead(portable: bytes) -> bytes:
     with module.context:
         name = ir.StringAttr(module.operation.attributes["sym_name"]).value
         stablehlo = read_stablehlo(module, name)
-        linter = Linter(TARGETS["trn2"])
-        for form in (stablehlo, read_hlo(hlo_text(module), name)):
-            linter.add(Subject(form))
-        report = linter.report()
-        errors = [f"{found.rule} {found.message} ({found.op} at {found.place})" for found in report.findings if found.severity == "error"]
+        errors = _lint(stablehlo, read_hlo(hlo_text(module), name))
         calls = implement(module)
-        record(
-            event="compile",
-            module=name,
-            errors=errors,
-            custom_calls=calls,
-            donated=len(stablehlo.aliases),
-            flags=os.environ.get("NEURON_CC_FLAGS", ""),
-        )
+        flags = os.environ.get("NEURON_CC_FLAGS", "")
+        record(event="compile", module=name, errors=errors, custom_calls=calls, donated=len(stablehlo.aliases), flags=flags)
         if errors:
             raise ValueError("; ".join(errors))
         bytecode = io.BytesIO()
         module.operation.write_bytecode(bytecode)
-    version = portable[portable.index(b"StableHLO_v") + len(b"StableHLO_v") :].partition(b"\0")[0].decode()
-    return serialize_portable_artifact(bytecode.getvalue(), version, True)
+    version = _VERSION.search(portable)
+    assert version is not None
+    return serialize_portable_artifact(bytecode.getvalue(), version[1].decode(), True)
+
+
+def _lint(*forms: Module) -> list[str]:
+    """The errors that the lint finds in the forms of a module."""
+    linter = Linter(TARGETS["trn2"])
+    for form in forms:
+        linter.add(Subject(form))
+    found = (finding for finding in linter.report().findings if finding.severity == "error")
+    return [f"{finding.rule} {finding.message} ({finding.op} at {finding.place})" for finding in found]
 
 
 def record(**line: Any) -> None:
