@@ -32,6 +32,9 @@ class ByteTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if token_id < 256 else b""
 
+    def token_name(self, token_id: int) -> str:
+        return f"<{token_id}>"
+
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -17,21 +17,23 @@ from xlaserve import __version__
 from xlaserve.server.engine import Engine
 from xlaserve.server.generation import Generation
 from xlaserve.server.logprobs import LogprobWriter
+from xlaserve.server.prompts import Prompt
 from xlaserve.server.protocol import GenerationRequest
 from xlaserve.server.state import state_of
 from xlaserve.server.streaming import EventStream, disconnected, stream_events
 
 
-def response_head(prefix: str, kind: str, engine: Engine) -> dict[str, Any]:
+def response_head(prefix: str, kind: str, engine: Engine, request_id: str | None = None) -> dict[str, Any]:
     """The fields that open a response and each of its chunks.
 
     Args:
         prefix: of the id.
         kind: OpenAI's `object`.
         engine: names the model.
+        request_id: what the client calls the request, for the id; None makes a name.
     """
     return {
-        "id": f"{prefix}-{uuid.uuid4().hex}",
+        "id": f"{prefix}-{request_id or uuid.uuid4().hex}",
         "object": kind,
         "created": int(time.time()),
         "model": engine.model_name,
@@ -53,7 +55,7 @@ async def answer(
     choices: Callable[[], list[dict[str, Any]]],
     logprobs: LogprobWriter,
     *,
-    echoes: list[str] | None = None,
+    prompts: Sequence[Prompt] | None = None,
     extra: Callable[[], dict[str, Any]] = dict,
 ) -> Response:
     """The response to a submitted generation. Whatever ends it early, the client's going away included, frees its KV blocks.
@@ -65,14 +67,14 @@ async def answer(
         head: opens the response.
         choices: makes the choices of a whole response once the generation is complete.
         logprobs: makes the log probabilities of a stream's chunks.
+        prompts: of a text stream, whose completions they may open.
         extra: makes further fields of a whole response.
-        echoes: text to put before the completions of each prompt of a text stream.
 
     Raises:
         ClientDisconnect: nobody waits for the answer any more.
     """
     if body.stream:
-        frames = stream_events(generation, body, head, logprobs, chat=head["object"].startswith("chat."), echoes=echoes)
+        frames = stream_events(generation, body, head, logprobs, prompts)
         return EventStream(frames, generation.abort, state_of(request).settings.send_timeout)
     worker = asyncio.create_task(generation.collect())
     watcher = asyncio.create_task(disconnected(request.receive))

@@ -6,11 +6,15 @@ every way into the engine. Fields that are not declared here are kept, and judge
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo, WithJsonSchema, field_validator
 
 MAX_PROMPTS = 1024
+COMPLETION_MAX_TOKENS = 16
+"""What a completion request that does not say gets."""
+
 _EXACT_FLOAT = 2.0**53
 
 
@@ -47,10 +51,25 @@ def _not_empty(value: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return value
 
 
+def _side(value: object) -> object:
+    if value in (None, "left", "right"):
+        return value
+    raise ValueError('must be "left" or "right"')
+
+
+def _name(value: str | None) -> str | None:
+    if value is not None and not _REQUEST_ID.fullmatch(value):
+        raise ValueError("must hold 1 to 128 letters, digits and characters of ._:@+=/-")
+    return value
+
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:@+=/-]{1,128}")
 _TOKEN_IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _TEXTS: dict[str, Any] = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 
+TokenIds = Annotated[list[int], WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}})]
 Integer = Annotated[int, BeforeValidator(_whole_number)]
+Side = Annotated[Any, AfterValidator(_side), WithJsonSchema({"anyOf": [{"enum": ["left", "right"]}, {"type": "null"}]})]
 Stop = Annotated[Any, AfterValidator(_stop), WithJsonSchema({"anyOf": [{"type": "string"}, _TEXTS, {"type": "null"}]})]
 Prompt = Annotated[
     Any,
@@ -69,7 +88,12 @@ class StreamOptions(BaseModel):
 
 
 class GenerationRequest(BaseModel):
-    """What both completion endpoints share."""
+    """What both completion endpoints share.
+
+    `truncate_prompt_tokens` keeps so many tokens of a prompt, by default its last ones, and -1 as many as fit. `return_token_ids` gives
+    the ids of prompt and output; `return_tokens_as_token_ids` writes "token_id:7" for the text of a token in log probabilities. A stream
+    sends a choice's tokens `stream_interval` at a time. `spaces_between_special_tokens` changes nothing: none are ever put there.
+    """
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -99,7 +123,14 @@ class GenerationRequest(BaseModel):
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
+    truncate_prompt_tokens: Integer | None = None
+    truncation_side: Side = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    stream_interval: Integer | None = None
+    request_id: Annotated[str | None, AfterValidator(_name)] = None
     priority: Integer | None = None
     cache_salt: str | None = None
 
@@ -121,11 +152,13 @@ class GenerationRequest(BaseModel):
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions. `echo` puts the prompt before the text; token-id prompts are echoed as text.
 
-    `logprobs` is a number here, of the most likely tokens to give besides the generated ones.
+    `logprobs` is a number here, of the most likely tokens to give besides the generated ones. `max_tokens` may be 0 with `echo`: nothing
+    is generated then. `best_of` completions are generated, and the `n` with the highest log probability per token given.
     """
 
     prompt: Prompt
     echo: bool | None = None
+    best_of: Integer | None = None
     logprobs: Annotated[Integer | None, BeforeValidator(_false_is_none)] = None
 
 

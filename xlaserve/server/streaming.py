@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -17,7 +17,9 @@ from starlette.types import Receive, Scope, Send
 from xlaserve.server.errors import problem_of
 from xlaserve.server.generation import Delta, Generation
 from xlaserve.server.logprobs import LogprobWriter
-from xlaserve.server.protocol import GenerationRequest
+from xlaserve.server.pacing import paced
+from xlaserve.server.prompts import Prompt
+from xlaserve.server.protocol import CompletionRequest, GenerationRequest
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +46,12 @@ class ChunkTemplate:
         body = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}' % choice
         return self._frame(body, usage)
 
-    def delta(self, choice: int, text: str, logprobs: Mapping[str, Any] | None, usage: Mapping[str, Any] | None) -> bytes:
-        """New text of a choice that goes on."""
-        fields = (choice, self._open, orjson.dumps(text), self._close, _json(logprobs))
-        return self._frame(b'{"index":%d%b%b%b,"logprobs":%b,"finish_reason":null}' % fields, usage)
+    def delta(
+        self, choice: int, text: str, logprobs: Mapping[str, Any] | None, usage: Mapping[str, Any] | None, further: bytes = b""
+    ) -> bytes:
+        """New text of a choice that goes on. `further` fields of the choice begin with a comma."""
+        fields = (choice, self._open, orjson.dumps(text), self._close, _json(logprobs), further)
+        return self._frame(b'{"index":%d%b%b%b,"logprobs":%b,"finish_reason":null%b}' % fields, usage)
 
     def last(
         self,
@@ -57,10 +61,12 @@ class ChunkTemplate:
         reason: str,
         stop: int | str | None,
         usage: Mapping[str, Any] | None,
+        further: bytes = b"",
     ) -> bytes:
         """A choice's last chunk, with what text is left, why it ended, and vLLM's `stop_reason`."""
-        fields = (choice, self._open, orjson.dumps(text), self._close, _json(logprobs), orjson.dumps(reason), orjson.dumps(stop))
-        return self._frame(b'{"index":%d%b%b%b,"logprobs":%b,"finish_reason":%b,"stop_reason":%b}' % fields, usage)
+        ending = orjson.dumps(reason), orjson.dumps(stop), further
+        fields = (choice, self._open, orjson.dumps(text), self._close, _json(logprobs), *ending)
+        return self._frame(b'{"index":%d%b%b%b,"logprobs":%b,"finish_reason":%b,"stop_reason":%b%b}' % fields, usage)
 
     def usage(self, usage: Mapping[str, Any]) -> bytes:
         """The chunk without choices that carries the usage of the whole request."""
@@ -81,9 +87,7 @@ async def stream_events(
     request: GenerationRequest,
     head: Mapping[str, Any],
     logprobs: LogprobWriter,
-    *,
-    chat: bool,
-    echoes: list[str] | None = None,
+    prompts: Sequence[Prompt] | None = None,
 ) -> AsyncGenerator[bytes]:
     """The frames of one streamed response, [DONE] included. An error on the way is a frame of its own, before [DONE].
 
@@ -92,62 +96,80 @@ async def stream_events(
         request: says what usage is wanted.
         head: the fields that every chunk has.
         logprobs: makes the log probabilities of chunks.
-        chat: chat chunks, opened by a role chunk per choice; else text chunks.
-        echoes: text to put before the completions of each prompt.
+        prompts: of text chunks, whose choices they may open; None makes chat chunks, opened by a role chunk per choice.
     """
     options = request.stream_options
     include_usage = options is not None and options.include_usage is True
     continuous = include_usage and options is not None and options.continuous_usage_stats is True
-    template = ChunkTemplate(head, chat=chat, null_usage=include_usage)
-
-    def usage(choice: int) -> dict[str, Any] | None:
-        return generation.choice_usage(choice) if continuous else None
-
-    unopened = {choice.index for choice in generation.choices}
+    writer = _FrameWriter(
+        ChunkTemplate(head, chat=prompts is None, null_usage=include_usage),
+        logprobs,
+        generation.choice_usage if continuous else None,
+        prompts,
+        token_ids=request.return_token_ids is True,
+        echo=isinstance(request, CompletionRequest) and request.echo is True,
+    )
     try:
-        if chat:
-            yield b"".join(template.role(index, usage(index)) for index in sorted(unopened))
-        async with aclosing(generation.deltas()) as steps:
+        if prompts is None:
+            yield b"".join(writer.role(choice.index) for choice in generation.choices)
+        async with aclosing(paced(generation.deltas(), request.stream_interval)) as steps:
             async for deltas in steps:
-                frames = [
-                    frame
-                    for delta in deltas
-                    if (frame := _frame(template, _opened(delta, unopened, echoes), delta, logprobs, usage, continuous))
-                ]
-                if frames:
-                    yield b"".join(frames)
+                if frames := b"".join([writer.frame(delta) for delta in deltas]):
+                    yield frames
         if include_usage:
-            yield template.usage(generation.usage())
+            yield writer.template.usage(generation.usage())
     except Exception as error:
         generation.abort()
         yield b"data: " + problem_of(error).payload() + b"\n\n"
     yield DONE
 
 
-def _opened(delta: Delta, unopened: set[int], echoes: list[str] | None) -> str:
-    # An echoed prompt opens its choices' text.
-    if delta.choice in unopened:
-        unopened.discard(delta.choice)
-        if echoes is not None:
-            return echoes[delta.prompt] + delta.text
-    return delta.text
+class _FrameWriter:
+    """From what is new in a choice to its frame."""
 
+    def __init__(
+        self,
+        template: ChunkTemplate,
+        logprobs: LogprobWriter,
+        usage: Callable[[int], dict[str, Any]] | None,
+        prompts: Sequence[Prompt] | None,
+        *,
+        token_ids: bool,
+        echo: bool,
+    ) -> None:
+        self.template = template
+        self._logprobs = logprobs
+        self._usage = usage
+        self._prompts = prompts
+        self._token_ids = token_ids
+        self._echo = echo
+        self._every_token = token_ids or usage is not None
+        # Of choices that begin with their prompt in some way.
+        self._opened: set[int] | None = set() if prompts is not None and (echo or token_ids) else None
 
-def _frame(
-    template: ChunkTemplate,
-    text: str,
-    delta: Delta,
-    logprobs: LogprobWriter,
-    usage: Callable[[int], dict[str, Any] | None],
-    every_token: bool,
-) -> bytes:
-    written = logprobs.write(delta.choice, delta.token_ids, delta.logprobs) if delta.logprobs else None
-    if delta.finish_reason is not None:
-        return template.last(delta.choice, text, written, delta.finish_reason, delta.stop_reason, usage(delta.choice))
-    # A token may add no text yet: part of a character, or what could become a stop string.
-    if text or written is not None or every_token:
-        return template.delta(delta.choice, text, written, usage(delta.choice))
-    return b""
+    def role(self, choice: int) -> bytes:
+        """A chat choice's first chunk."""
+        return self.template.role(choice, self._usage and self._usage(choice))
+
+    def frame(self, delta: Delta) -> bytes:
+        """The frame for an increment; empty where it has nothing to say yet."""
+        text, further, opens = delta.text, b"", False
+        if self._opened is not None and self._prompts is not None and delta.choice not in self._opened:
+            self._opened.add(delta.choice)
+            text = self._prompts[delta.prompt].echo + text
+            opens = self._echo
+            if self._token_ids:
+                further = b',"prompt_token_ids":' + orjson.dumps(self._prompts[delta.prompt].token_ids)
+        if self._token_ids:
+            further += b',"token_ids":' + orjson.dumps(delta.token_ids)
+        written = self._logprobs.write(delta.choice, delta.token_ids, delta.logprobs) if delta.logprobs or opens else None
+        usage = self._usage and self._usage(delta.choice)
+        if delta.finish_reason is not None:
+            return self.template.last(delta.choice, text, written, delta.finish_reason, delta.stop_reason, usage, further)
+        # A token may add no text yet: part of a character, or what could become a stop string.
+        if text or written is not None or self._every_token:
+            return self.template.delta(delta.choice, text, written, usage, further)
+        return b""
 
 
 class EventStream(Response):
