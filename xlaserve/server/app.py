@@ -7,6 +7,7 @@ from functools import partial
 from fastapi import FastAPI
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 from xlaserve import __version__
 from xlaserve.errors import XlaserveError
@@ -16,6 +17,7 @@ from xlaserve.server.chat import create_chat_completion
 from xlaserve.server.completions import create_completion
 from xlaserve.server.errors import answer_error
 from xlaserve.server.middleware import RequestScope
+from xlaserve.server.page import PATHS, page
 from xlaserve.server.pooling import refuse_pooling
 from xlaserve.server.protocol import ChatCompletionRequest, CompletionRequest
 from xlaserve.server.routes import GENERATES, NEEDS_ENGINE, Route, document
@@ -35,6 +37,7 @@ _ROUTES = (
     Route("GET", "/ping", operations.health, answer=None, alike=(503,), guarded=False),
     Route("GET", "/ready", operations.ready, answer=Readiness, alike=(503,), guarded=False),
     Route("GET", "/version", operations.version, answer=Version, guarded=False),
+    Route("GET", "/engine", operations.engine, statuses=NEEDS_ENGINE),
     Route("GET", "/metrics", operations.metrics, answer="text/plain"),
 )
 _DEV = (
@@ -57,6 +60,8 @@ def create_app(state: ServerState) -> FastAPI:
     routes = (*_ROUTES, *(_DEV if state.settings.dev_endpoints else ()))
     for route in routes:
         route.add_to(app)
+    for path in PATHS if state.settings.page else ():
+        app.add_api_route(path, page, methods=["GET"], response_class=Response, response_model=None, include_in_schema=False)
     app.openapi = partial(document, app, routes)  # type: ignore[method-assign]
     for kind in (HTTPException, XlaserveError, ValidationError):
         app.add_exception_handler(kind, answer_error)
