@@ -8,15 +8,14 @@ from dataclasses import replace
 
 from xlaserve.errors import InvalidRequestError
 from xlaserve.server.generation import Delta
-
-MAX_INTERVAL = 1024
+from xlaserve.server.protocol import MAX_STREAM_INTERVAL
 
 
 def check_interval(interval: int | None) -> None:
     """Raise InvalidRequestError unless it is a number of tokens from 1 to 1024, or None."""
-    if interval is not None and not 1 <= interval <= MAX_INTERVAL:
+    if interval is not None and not 1 <= interval <= MAX_STREAM_INTERVAL:
         raise InvalidRequestError(
-            f"`stream_interval` must be between 1 and {MAX_INTERVAL}, got {interval}.", field="stream_interval", value=interval
+            f"`stream_interval` must be between 1 and {MAX_STREAM_INTERVAL}, got {interval}.", field="stream_interval", value=interval
         )
 
 

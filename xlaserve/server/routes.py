@@ -23,6 +23,12 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 JSON = "application/json"
 EVENTS = "text/event-stream"
 _READS = (400, 413, 415)
+_EVENT = {
+    "type": "object",
+    "description": "Each event; its data is JSON, or [DONE] at the end.",
+    "required": ["data"],
+    "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
+}
 
 NEEDS_ENGINE = (500, 503)
 """What every route answers with that asks the engine: it has died, is loading, is stopping or has too much to do."""
@@ -84,7 +90,7 @@ class Route:
         elif self.answer is not None:
             content[JSON] = {"schema": _reference(self.answer)}
         if self.events:
-            content[EVENTS] = {"schema": {"type": "string", "description": "`data:` lines of JSON, then `data: [DONE]`."}}
+            content[EVENTS] = {"schema": _EVENT}
         own = {status: {"description": HTTPStatus(status).phrase, "content": content} for status in (200, *self.alike)}
         return {**own, **errors}
 
