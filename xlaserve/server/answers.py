@@ -41,6 +41,13 @@ def response_head(prefix: str, kind: str, engine: Engine, request_id: str | None
     }
 
 
+def engine_id(head: dict[str, Any], request_id: str | None) -> str:
+    """What the engine calls a request: its id. A client may use a name of its own again, in a retry for example, while the engine still has
+    the request that it named so before, so such a name is made longer.
+    """
+    return head["id"] if request_id is None else f"{head['id']}-{uuid.uuid4().hex}"
+
+
 def fingerprint(engine: Engine) -> str:
     """Equal for servers that run the same version of xlaserve with the same model set up the same way."""
     setup = f"{engine.model_name}\n{engine.max_model_len}\n{engine.vocab_size}"

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from xlaserve.server.answers import answer, response_head
+from xlaserve.server.answers import answer, engine_id, response_head
 from xlaserve.server.body import read_body
 from xlaserve.server.chat_prompt import chat_prompt
 from xlaserve.server.generation import Generation
@@ -29,8 +29,8 @@ async def create_chat_completion(request: Request) -> Response:
     check_interval(body.stream_interval)
     ids = (await chat_prompt(body, state)).token_ids
     params = generation_params(body, engine, len(ids), "messages")
-    head = response_head("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion", engine)
-    generation = Generation(engine, state.metrics, [ids], [params], head["id"])
+    head = response_head("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion", engine, body.request_id)
+    generation = Generation(engine, state.metrics, [ids], [params], engine_id(head, body.request_id))
 
     logprobs = LogprobWriter(engine.tokenizer, params.logprobs, chat=True, as_ids=body.return_tokens_as_token_ids is True)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from xlaserve.server.answers import answer, response_head
+from xlaserve.server.answers import answer, engine_id, response_head
 from xlaserve.server.body import read_body
 from xlaserve.server.generation import Choice, Generation
 from xlaserve.server.logprobs import Echo, LogprobWriter, prompt_logprobs
@@ -32,10 +31,8 @@ async def create_completion(request: Request) -> Response:
     params = [generation_params(body, engine, len(prompt.token_ids), "prompt") for prompt in prompts]
     generated = params[0].n
     head = response_head("cmpl", "text_completion", engine, body.request_id)
-    # A client may use its name again, in a retry for example, while the engine still has the request that it named so before.
-    unique = head["id"] if body.request_id is None else f"{head['id']}-{uuid.uuid4().hex}"
     ids = [prompt.token_ids for prompt in prompts]
-    generation = Generation(engine, state.metrics, ids, params, unique, scores_only=only_scores(body))
+    generation = Generation(engine, state.metrics, ids, params, engine_id(head, body.request_id), scores_only=only_scores(body))
 
     def echoed(choice: int) -> Echo:
         prompt = choice // generated
