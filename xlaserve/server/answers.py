@@ -1,4 +1,4 @@
-"""From a generation to an HTTP response, the same for both completion endpoints: streamed, or whole and abandoned with its client."""
+"""From a generation to an HTTP response: streamed, or whole and abandoned with its client."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
@@ -20,6 +20,8 @@ from xlaserve.server.logprobs import LogprobWriter
 from xlaserve.server.protocol import GenerationRequest
 from xlaserve.server.state import state_of
 from xlaserve.server.streaming import EventStream, disconnected, stream_events
+
+Result = TypeVar("Result")
 
 
 def response_head(prefix: str, kind: str, engine: Engine) -> dict[str, Any]:
@@ -54,9 +56,8 @@ async def answer(
     logprobs: LogprobWriter,
     *,
     echoes: list[str] | None = None,
-    extra: Callable[[], dict[str, Any]] = dict,
 ) -> Response:
-    """The response to a submitted generation. Whatever ends it early, the client's going away included, frees its KV blocks.
+    """The response to a submitted text completion. Whatever ends it early, the client's going away included, frees its KV blocks.
 
     Args:
         request: its body has been read.
@@ -65,25 +66,38 @@ async def answer(
         head: opens the response.
         choices: makes the choices of a whole response once the generation is complete.
         logprobs: makes the log probabilities of a stream's chunks.
-        extra: makes further fields of a whole response.
-        echoes: text to put before the completions of each prompt of a text stream.
+        echoes: text to put before the completions of each prompt of a stream.
 
     Raises:
         ClientDisconnect: nobody waits for the answer any more.
     """
     if body.stream:
-        frames = stream_events(generation, body, head, logprobs, chat=head["object"].startswith("chat."), echoes=echoes)
+        frames = stream_events(generation, body, head, logprobs, echoes=echoes)
         return EventStream(frames, generation.abort, state_of(request).settings.send_timeout)
-    worker = asyncio.create_task(generation.collect())
+    await unless_disconnected(request, generation.collect(), generation.abort)
+    return Response(orjson.dumps({**head, "choices": choices(), "usage": generation.usage()}), media_type="application/json")
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result], abort: Callable[[], None]) -> Result:
+    """The result of `work`, which is given up when the client goes away.
+
+    Args:
+        request: its body has been read.
+        work: collects the answer.
+        abort: called once the work has ended, however it ended.
+
+    Raises:
+        ClientDisconnect: nobody waits for the answer any more.
+    """
+    worker = asyncio.create_task(work)
     watcher = asyncio.create_task(disconnected(request.receive))
     try:
         await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if not worker.done():
             raise ClientDisconnect
-        worker.result()
+        return worker.result()
     finally:
-        generation.abort()
+        abort()
         worker.cancel()
         watcher.cancel()
         await asyncio.gather(worker, watcher, return_exceptions=True)
-    return Response(orjson.dumps({**head, "choices": choices(), "usage": generation.usage(), **extra()}), media_type="application/json")

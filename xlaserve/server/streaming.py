@@ -26,28 +26,22 @@ _HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control":
 
 
 class ChunkTemplate:
-    """Makes the `data:` frames of one response. All chunks share their head; only the choice differs.
+    """Makes the `data:` frames of one text completion. All chunks share their head; only the choice differs.
 
     Args:
         head: the fields that every chunk has: id, object, created, model, system_fingerprint.
-        chat: choices carry a `delta` object; else a `text`.
         null_usage: chunks without usage say so with a null, as OpenAI does where usage was asked for.
     """
 
-    def __init__(self, head: Mapping[str, Any], *, chat: bool, null_usage: bool) -> None:
+    def __init__(self, head: Mapping[str, Any], *, null_usage: bool) -> None:
         self._head = b"data: " + orjson.dumps(dict(head))[:-1] + b',"choices":['
-        self._open, self._close = (b',"delta":{"content":', b"}") if chat else (b',"text":', b"")
         self._tail = b'],"usage":null}\n\n' if null_usage else b"]}\n\n"
-
-    def role(self, choice: int, usage: Mapping[str, Any] | None) -> bytes:
-        """A chat choice's first chunk, which names the role."""
-        body = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}' % choice
-        return self._frame(body, usage)
 
     def delta(self, choice: int, text: str, logprobs: Mapping[str, Any] | None, usage: Mapping[str, Any] | None) -> bytes:
         """New text of a choice that goes on."""
-        fields = (choice, self._open, orjson.dumps(text), self._close, _json(logprobs))
-        return self._frame(b'{"index":%d%b%b%b,"logprobs":%b,"finish_reason":null}' % fields, usage)
+        return self._frame(
+            b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null}' % (choice, orjson.dumps(text), _json(logprobs)), usage
+        )
 
     def last(
         self,
@@ -59,8 +53,8 @@ class ChunkTemplate:
         usage: Mapping[str, Any] | None,
     ) -> bytes:
         """A choice's last chunk, with what text is left, why it ended, and vLLM's `stop_reason`."""
-        fields = (choice, self._open, orjson.dumps(text), self._close, _json(logprobs), orjson.dumps(reason), orjson.dumps(stop))
-        return self._frame(b'{"index":%d%b%b%b,"logprobs":%b,"finish_reason":%b,"stop_reason":%b}' % fields, usage)
+        fields = (choice, orjson.dumps(text), _json(logprobs), orjson.dumps(reason), orjson.dumps(stop))
+        return self._frame(b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b,"stop_reason":%b}' % fields, usage)
 
     def usage(self, usage: Mapping[str, Any]) -> bytes:
         """The chunk without choices that carries the usage of the whole request."""
@@ -82,31 +76,27 @@ async def stream_events(
     head: Mapping[str, Any],
     logprobs: LogprobWriter,
     *,
-    chat: bool,
     echoes: list[str] | None = None,
 ) -> AsyncGenerator[bytes]:
-    """The frames of one streamed response, [DONE] included. An error on the way is a frame of its own, before [DONE].
+    """The frames of one streamed text completion, [DONE] included. An error on the way is a frame of its own, before [DONE].
 
     Args:
         generation: submitted, not consumed.
         request: says what usage is wanted.
         head: the fields that every chunk has.
         logprobs: makes the log probabilities of chunks.
-        chat: chat chunks, opened by a role chunk per choice; else text chunks.
         echoes: text to put before the completions of each prompt.
     """
     options = request.stream_options
     include_usage = options is not None and options.include_usage is True
     continuous = include_usage and options is not None and options.continuous_usage_stats is True
-    template = ChunkTemplate(head, chat=chat, null_usage=include_usage)
+    template = ChunkTemplate(head, null_usage=include_usage)
 
     def usage(choice: int) -> dict[str, Any] | None:
         return generation.choice_usage(choice) if continuous else None
 
     unopened = {choice.index for choice in generation.choices}
     try:
-        if chat:
-            yield b"".join(template.role(index, usage(index)) for index in sorted(unopened))
         async with aclosing(generation.deltas()) as steps:
             async for deltas in steps:
                 frames = [
