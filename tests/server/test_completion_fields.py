@@ -64,6 +64,14 @@ def test_token_ids_of_a_chat(client: OpenAI) -> None:
     assert answer["choices"][0]["token_ids"] == [97, 98]
 
 
+def test_token_ids_of_a_streamed_chat(shared: Live) -> None:
+    body = {"messages": HI, "max_tokens": 3, "n": 2, "return_token_ids": True, "stream": True, "stream_options": {"include_usage": True}}
+    chunks = events(shared.client.post(CHAT, json=body))
+    assert [bytes(chunk["prompt_token_ids"]) for chunk in chunks if "prompt_token_ids" in chunk] == [b"<user>hi<assistant>"] * 2
+    ids = [(choice["index"], choice["token_ids"]) for chunk in chunks[2:] for choice in chunk["choices"]]
+    assert ids == [(0, [97]), (1, [98]), (0, [98]), (1, [99]), (0, [99]), (1, [100])]
+
+
 def test_tokens_as_token_ids(client: OpenAI) -> None:
     (choice,) = complete(client, "xy", logprobs=2, echo=True, extra={"return_tokens_as_token_ids": True})
     assert choice["logprobs"]["tokens"] == [f"token_id:{token}" for token in b"xyab"]
@@ -179,6 +187,13 @@ def test_stream_interval(client: OpenAI, interval: int | None, pieces: int) -> N
     assert [token for choice in chunks if choice.logprobs for token in choice.logprobs.tokens or ()] == list("abcdefghij")
     assert len(chunks) == pieces
     assert chunks[0].text == "a", "the first token at once"
+
+
+def test_stream_interval_of_a_chat(shared: Live) -> None:
+    body = {"messages": HI, "max_tokens": 10, "n": 2, "stream": True, "stream_interval": 4}
+    chunks = events(shared.client.post(CHAT, json=body))
+    assert texts(chunks) == {0: "abcdefghij", 1: "bcdefghijk"}
+    assert len(chunks) == 2 + 2 * 4
 
 
 def test_stream_interval_loses_nothing_when_the_engine_fails(server: Live, engine: ScriptedEngine) -> None:

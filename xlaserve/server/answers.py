@@ -1,4 +1,4 @@
-"""From a generation to an HTTP response, the same for both completion endpoints: streamed, or whole and abandoned with its client."""
+"""What answers of all endpoints that generate have in common: how they open, and that their work ends with their client."""
 
 from __future__ import annotations
 
@@ -6,21 +6,16 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
-import orjson
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 
 from xlaserve import __version__
 from xlaserve.server.engine import Engine
-from xlaserve.server.generation import Generation
-from xlaserve.server.logprobs import LogprobWriter
-from xlaserve.server.prompts import Prompt
-from xlaserve.server.protocol import GenerationRequest
-from xlaserve.server.state import state_of
-from xlaserve.server.streaming import EventStream, disconnected, stream_events
+from xlaserve.server.streaming import disconnected
+
+Result = TypeVar("Result")
 
 
 def response_head(prefix: str, kind: str, engine: Engine, request_id: str | None = None) -> dict[str, Any]:
@@ -54,45 +49,26 @@ def fingerprint(engine: Engine) -> str:
     return f"xlaserve-{__version__}-{hashlib.sha256(setup.encode()).hexdigest()[:8]}"
 
 
-async def answer(
-    request: Request,
-    body: GenerationRequest,
-    generation: Generation,
-    head: dict[str, Any],
-    choices: Callable[[], list[dict[str, Any]]],
-    logprobs: LogprobWriter,
-    *,
-    prompts: Sequence[Prompt] | None = None,
-    extra: Callable[[], dict[str, Any]] = dict,
-) -> Response:
-    """The response to a submitted generation. Whatever ends it early, the client's going away included, frees its KV blocks.
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result], abort: Callable[[], None]) -> Result:
+    """The result of `work`, which is given up when the client goes away.
 
     Args:
         request: its body has been read.
-        body: says whether to stream.
-        generation: submitted, not consumed.
-        head: opens the response.
-        choices: makes the choices of a whole response once the generation is complete.
-        logprobs: makes the log probabilities of a stream's chunks.
-        prompts: of a text stream, whose completions they may open.
-        extra: makes further fields of a whole response.
+        work: collects the answer.
+        abort: called once the work has ended, however it ended.
 
     Raises:
         ClientDisconnect: nobody waits for the answer any more.
     """
-    if body.stream:
-        frames = stream_events(generation, body, head, logprobs, prompts)
-        return EventStream(frames, generation.abort, state_of(request).settings.send_timeout)
-    worker = asyncio.create_task(generation.collect())
+    worker = asyncio.create_task(work)
     watcher = asyncio.create_task(disconnected(request.receive))
     try:
         await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if not worker.done():
             raise ClientDisconnect
-        worker.result()
+        return worker.result()
     finally:
-        generation.abort()
+        abort()
         worker.cancel()
         watcher.cancel()
         await asyncio.gather(worker, watcher, return_exceptions=True)
-    return Response(orjson.dumps({**head, "choices": choices(), "usage": generation.usage(), **extra()}), media_type="application/json")

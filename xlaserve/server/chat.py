@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from xlaserve.server.answers import answer, engine_id, response_head
+from xlaserve.server.answers import engine_id, response_head, unless_disconnected
 from xlaserve.server.body import read_body
-from xlaserve.server.chat_prompt import chat_prompt
-from xlaserve.server.generation import Generation
+from xlaserve.server.chat_run import ChatChoice, start_chat
+from xlaserve.server.chat_stream import chat_events
 from xlaserve.server.logprobs import LogprobWriter, prompt_logprobs
-from xlaserve.server.pacing import check_interval
-from xlaserve.server.parameters import generation_params
 from xlaserve.server.protocol import ChatCompletionRequest
 from xlaserve.server.state import state_of
-from xlaserve.server.unsupported import refuse_unsupported
+from xlaserve.server.streaming import EventStream
 
 
 async def create_chat_completion(request: Request) -> Response:
@@ -24,31 +23,40 @@ async def create_chat_completion(request: Request) -> Response:
     state = state_of(request)
     engine = state.require_engine()
     body = await read_body(request, ChatCompletionRequest, limit=state.settings.max_body_size)
-    refuse_unsupported(body, chat=True)
-    state.check_model(body.model)
-    check_interval(body.stream_interval)
-    ids = (await chat_prompt(body, state)).token_ids
-    params = generation_params(body, engine, len(ids), "messages")
     head = response_head("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion", engine, body.request_id)
-    generation = Generation(engine, state.metrics, [ids], [params], engine_id(head, body.request_id))
-
-    logprobs = LogprobWriter(engine.tokenizer, params.logprobs, chat=True, as_ids=body.return_tokens_as_token_ids is True)
-
-    def choices() -> list[dict[str, Any]]:
-        return [
+    run = await start_chat(request, body, request_id=engine_id(head, body.request_id))
+    logprobs = LogprobWriter(engine.tokenizer, run.params.logprobs, chat=True, as_ids=body.return_tokens_as_token_ids is True)
+    if body.stream:
+        return EventStream(chat_events(run, body, head, logprobs), run.abort, state.settings.send_timeout)
+    choices = await unless_disconnected(request, run.collect(), run.abort)
+    answer = {
+        **head,
+        "choices": [
             {
                 "index": choice.index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "message": message(choice),
                 "logprobs": logprobs.write(choice.index, choice.token_ids, choice.logprobs),
                 "finish_reason": choice.finish_reason,
                 "stop_reason": choice.stop_reason,
                 **({"token_ids": choice.token_ids} if body.return_token_ids else {}),
             }
-            for choice in generation.choices
+            for choice in choices
+        ],
+        "usage": run.usage(),
+        "prompt_logprobs": prompt_logprobs(run.generation.prompt_logprobs[0]),
+        **({"prompt_token_ids": run.prompt_token_ids} if body.return_token_ids else {}),
+    }
+    return Response(orjson.dumps(answer), media_type="application/json")
+
+
+def message(choice: ChatChoice) -> dict[str, Any]:
+    """A complete choice as OpenAI's assistant message; `reasoning` goes by both of its names where there is any."""
+    result: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
+    if choice.reasoning:
+        result |= {"reasoning": choice.reasoning, "reasoning_content": choice.reasoning}
+    if choice.tool_calls:
+        result["content"] = choice.content or None
+        result["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in choice.tool_calls
         ]
-
-    def extra() -> dict[str, Any]:
-        own = {"prompt_logprobs": prompt_logprobs(generation.prompt_logprobs[0])}
-        return own | {"prompt_token_ids": ids} if body.return_token_ids else own
-
-    return await answer(request, body, generation, head, choices, logprobs, extra=extra)
+    return result

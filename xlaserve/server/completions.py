@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from xlaserve.server.answers import answer, engine_id, response_head
+from xlaserve.server.answers import engine_id, response_head, unless_disconnected
 from xlaserve.server.body import read_body
 from xlaserve.server.generation import Choice, Generation
 from xlaserve.server.logprobs import Echo, LogprobWriter, prompt_logprobs
@@ -16,6 +17,7 @@ from xlaserve.server.parameters import generation_params, only_scores
 from xlaserve.server.prompts import completion_prompts
 from xlaserve.server.protocol import CompletionRequest
 from xlaserve.server.state import state_of
+from xlaserve.server.streaming import EventStream, stream_events
 from xlaserve.server.unsupported import refuse_unsupported
 
 
@@ -66,7 +68,11 @@ async def create_completion(request: Request) -> Response:
         }
         return own | {"token_ids": choice.token_ids, "prompt_token_ids": ids[prompt]} if body.return_token_ids else own
 
-    return await answer(request, body, generation, head, choices, logprobs, prompts=prompts)
+    if body.stream:
+        frames = stream_events(generation, body, head, logprobs, prompts)
+        return EventStream(frames, generation.abort, state.settings.send_timeout)
+    await unless_disconnected(request, generation.collect(), generation.abort)
+    return Response(orjson.dumps({**head, "choices": choices(), "usage": generation.usage()}), media_type="application/json")
 
 
 def best(choices: list[Choice], count: int) -> list[Choice]:

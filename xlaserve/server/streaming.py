@@ -19,7 +19,7 @@ from xlaserve.server.generation import Delta, Generation
 from xlaserve.server.logprobs import LogprobWriter
 from xlaserve.server.pacing import paced
 from xlaserve.server.prompts import Prompt
-from xlaserve.server.protocol import CompletionRequest, GenerationRequest
+from xlaserve.server.protocol import CompletionRequest
 
 log = logging.getLogger(__name__)
 
@@ -28,30 +28,23 @@ _HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control":
 
 
 class ChunkTemplate:
-    """Makes the `data:` frames of one response. All chunks share their head; only the choice differs.
+    """Makes the `data:` frames of one text completion. All chunks share their head; only the choice differs.
 
     Args:
         head: the fields that every chunk has: id, object, created, model, system_fingerprint.
-        chat: choices carry a `delta` object; else a `text`.
         null_usage: chunks without usage say so with a null, as OpenAI does where usage was asked for.
     """
 
-    def __init__(self, head: Mapping[str, Any], *, chat: bool, null_usage: bool) -> None:
+    def __init__(self, head: Mapping[str, Any], *, null_usage: bool) -> None:
         self._head = b"data: " + orjson.dumps(dict(head))[:-1] + b',"choices":['
-        self._open, self._close = (b',"delta":{"content":', b"}") if chat else (b',"text":', b"")
         self._tail = b'],"usage":null}\n\n' if null_usage else b"]}\n\n"
-
-    def role(self, choice: int, usage: Mapping[str, Any] | None) -> bytes:
-        """A chat choice's first chunk, which names the role."""
-        body = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}' % choice
-        return self._frame(body, usage)
 
     def delta(
         self, choice: int, text: str, logprobs: Mapping[str, Any] | None, usage: Mapping[str, Any] | None, further: bytes = b""
     ) -> bytes:
         """New text of a choice that goes on. `further` fields of the choice begin with a comma."""
-        fields = (choice, self._open, orjson.dumps(text), self._close, _json(logprobs), further)
-        return self._frame(b'{"index":%d%b%b%b,"logprobs":%b,"finish_reason":null%b}' % fields, usage)
+        fields = (choice, orjson.dumps(text), _json(logprobs), further)
+        return self._frame(b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null%b}' % fields, usage)
 
     def last(
         self,
@@ -64,9 +57,8 @@ class ChunkTemplate:
         further: bytes = b"",
     ) -> bytes:
         """A choice's last chunk, with what text is left, why it ended, and vLLM's `stop_reason`."""
-        ending = orjson.dumps(reason), orjson.dumps(stop), further
-        fields = (choice, self._open, orjson.dumps(text), self._close, _json(logprobs), *ending)
-        return self._frame(b'{"index":%d%b%b%b,"logprobs":%b,"finish_reason":%b,"stop_reason":%b%b}' % fields, usage)
+        fields = (choice, orjson.dumps(text), _json(logprobs), orjson.dumps(reason), orjson.dumps(stop), further)
+        return self._frame(b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b,"stop_reason":%b%b}' % fields, usage)
 
     def usage(self, usage: Mapping[str, Any]) -> bytes:
         """The chunk without choices that carries the usage of the whole request."""
@@ -84,92 +76,57 @@ def _json(logprobs: Mapping[str, Any] | None) -> bytes:
 
 async def stream_events(
     generation: Generation,
-    request: GenerationRequest,
+    request: CompletionRequest,
     head: Mapping[str, Any],
     logprobs: LogprobWriter,
-    prompts: Sequence[Prompt] | None = None,
+    prompts: Sequence[Prompt],
 ) -> AsyncGenerator[bytes]:
-    """The frames of one streamed response, [DONE] included. An error on the way is a frame of its own, before [DONE].
+    """The frames of one streamed text completion, [DONE] included. An error on the way is a frame of its own, before [DONE].
 
     Args:
         generation: submitted, not consumed.
-        request: says what usage is wanted.
+        request: says what usage and ids are wanted.
         head: the fields that every chunk has.
         logprobs: makes the log probabilities of chunks.
-        prompts: of text chunks, whose choices they may open; None makes chat chunks, opened by a role chunk per choice.
+        prompts: of the request, in order.
     """
     options = request.stream_options
     include_usage = options is not None and options.include_usage is True
     continuous = include_usage and options is not None and options.continuous_usage_stats is True
-    writer = _FrameWriter(
-        ChunkTemplate(head, chat=prompts is None, null_usage=include_usage),
-        logprobs,
-        generation.choice_usage if continuous else None,
-        prompts,
-        token_ids=request.return_token_ids is True,
-        echo=isinstance(request, CompletionRequest) and request.echo is True,
-    )
+    template = ChunkTemplate(head, null_usage=include_usage)
+    with_ids, echo = request.return_token_ids is True, request.echo is True
+    # Choices that have yet to say what they say of their prompt.
+    unopened = {choice.index for choice in generation.choices} if with_ids or echo else set[int]()
+
+    def frame(delta: Delta) -> bytes:
+        text, further, opens = delta.text, b"", delta.choice in unopened
+        if opens:
+            unopened.discard(delta.choice)
+            text = prompts[delta.prompt].echo + text
+        if with_ids:
+            further = b',"token_ids":' + orjson.dumps(delta.token_ids)
+            if opens:
+                further += b',"prompt_token_ids":' + orjson.dumps(prompts[delta.prompt].token_ids)
+        written = logprobs.write(delta.choice, delta.token_ids, delta.logprobs) if delta.logprobs or (opens and echo) else None
+        usage = generation.choice_usage(delta.choice) if continuous else None
+        if delta.finish_reason is not None:
+            return template.last(delta.choice, text, written, delta.finish_reason, delta.stop_reason, usage, further)
+        # A token may add no text yet: part of a character, or what could become a stop string.
+        if text or written is not None or continuous or with_ids:
+            return template.delta(delta.choice, text, written, usage, further)
+        return b""
+
     try:
-        if prompts is None:
-            yield b"".join(writer.role(choice.index) for choice in generation.choices)
         async with aclosing(paced(generation.deltas(), request.stream_interval)) as steps:
             async for deltas in steps:
-                if frames := b"".join([writer.frame(delta) for delta in deltas]):
+                if frames := b"".join(map(frame, deltas)):
                     yield frames
         if include_usage:
-            yield writer.template.usage(generation.usage())
+            yield template.usage(generation.usage())
     except Exception as error:
         generation.abort()
         yield b"data: " + problem_of(error).payload() + b"\n\n"
     yield DONE
-
-
-class _FrameWriter:
-    """From what is new in a choice to its frame."""
-
-    def __init__(
-        self,
-        template: ChunkTemplate,
-        logprobs: LogprobWriter,
-        usage: Callable[[int], dict[str, Any]] | None,
-        prompts: Sequence[Prompt] | None,
-        *,
-        token_ids: bool,
-        echo: bool,
-    ) -> None:
-        self.template = template
-        self._logprobs = logprobs
-        self._usage = usage
-        self._prompts = prompts
-        self._token_ids = token_ids
-        self._echo = echo
-        self._every_token = token_ids or usage is not None
-        # Of choices that begin with their prompt in some way.
-        self._opened: set[int] | None = set() if prompts is not None and (echo or token_ids) else None
-
-    def role(self, choice: int) -> bytes:
-        """A chat choice's first chunk."""
-        return self.template.role(choice, self._usage and self._usage(choice))
-
-    def frame(self, delta: Delta) -> bytes:
-        """The frame for an increment; empty where it has nothing to say yet."""
-        text, further, opens = delta.text, b"", False
-        if self._opened is not None and self._prompts is not None and delta.choice not in self._opened:
-            self._opened.add(delta.choice)
-            text = self._prompts[delta.prompt].echo + text
-            opens = self._echo
-            if self._token_ids:
-                further = b',"prompt_token_ids":' + orjson.dumps(self._prompts[delta.prompt].token_ids)
-        if self._token_ids:
-            further += b',"token_ids":' + orjson.dumps(delta.token_ids)
-        written = self._logprobs.write(delta.choice, delta.token_ids, delta.logprobs) if delta.logprobs or opens else None
-        usage = self._usage and self._usage(delta.choice)
-        if delta.finish_reason is not None:
-            return self.template.last(delta.choice, text, written, delta.finish_reason, delta.stop_reason, usage, further)
-        # A token may add no text yet: part of a character, or what could become a stop string.
-        if text or written is not None or self._every_token:
-            return self.template.delta(delta.choice, text, written, usage, further)
-        return b""
 
 
 class EventStream(Response):
