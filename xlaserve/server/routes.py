@@ -95,7 +95,7 @@ class Route:
         return {**own, **errors}
 
     def _request(self) -> dict[str, Any]:
-        parameters = [
+        parameters: list[dict[str, Any]] = [
             {"name": name, "in": "query", "required": False, "schema": {"type": "string", "enum": list(values)}}
             for name, values in self.query.items()
         ]
