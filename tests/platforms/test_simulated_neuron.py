@@ -126,6 +126,24 @@ def test_its_compiler_has_the_custom_call(rejected: dict[str, Any]) -> None:
     assert rejected["top_k_is_right"]
 
 
+def test_graphs_with_the_cpus_operations_do_not_compile(model: Path, machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "careless.py").write_text(
+        "from dataclasses import replace\n"
+        "from xlaserve.platforms.neuron import NEURON\n"
+        "CARELESS = replace(NEURON, name='careless', attention='tiled', branches=True, top_k='sort')\n"
+    )
+    about = tmp_path / "careless-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: careless\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[xlaserve.platforms]\ncareless = careless:CARELESS\n")
+    status, said = machine.fails("compile", model, "--platform=careless", *FLAGS, "--compile-threads=1", packages=tmp_path)
+    assert status == 1
+    last = said.splitlines()[-1]
+    assert re.match(r"xlaserve: error: Graph generate-\d-2 does not compile for neuron: ", last), said
+    for wanted in ("N02 case: ", "xlaserve/sampling/sampler.py:", "N02 sort: ", "N07 while ", "xlaserve/paged/attention.py:"):
+        assert wanted in last
+
+
 def test_graphs_from_elsewhere_are_compiled_here(portable: Path, compiled: tuple[str, list[dict[str, Any]]]) -> None:
     said, events = compiled
     assert f"graphs in {portable}: executables " in said

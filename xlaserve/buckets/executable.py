@@ -51,7 +51,7 @@ def _load(name: str, content: bytes, arguments: tuple[Any, ...], results: Any, d
     from jax._src.lib import xla_client  # pyright: ignore[reportPrivateImportUsage]
 
     devices = xla_client.DeviceList((device,))
-    # The bytes name the device that they were compiled for; plugins load for that one unless they are told another.
+    # The bytes name the device that they were compiled for, and are loaded for that one unless another is named.
     options: Any = xla_client.CompileOptions()
     options.device_assignment = xla_client.DeviceAssignment.create(np.array([[device.id]], np.int32))
     try:

@@ -50,11 +50,19 @@ class Machine:
 
     def xlaserve(self, *arguments: object) -> str:
         """Run a command that succeeds; what it prints."""
-        return self._run(*COMMAND, *map(str, arguments))
+        return self._succeeds(*COMMAND, *map(str, arguments))
+
+    def fails(self, *arguments: object, packages: Path) -> tuple[int, str]:
+        """Run a command where the packages of a folder are installed too; its exit status and what it complains of."""
+        path = f"{packages}{os.pathsep}{self.environment['PYTHONPATH']}"
+        done = _run(self.environment | {"PYTHONPATH": path}, *COMMAND, *map(str, arguments))
+        return done.returncode, done.stderr
 
     def ask(self, module: str, **question: Any) -> Any:
         """Run a module of this folder, which takes JSON and prints JSON."""
-        return json.loads(self._run(sys.executable, "-W", "error", str(FOLDER / f"{module}.py"), json.dumps(question)).splitlines()[-1])
+        return json.loads(
+            self._succeeds(sys.executable, "-W", "error", str(FOLDER / f"{module}.py"), json.dumps(question)).splitlines()[-1]
+        )
 
     def events(self) -> list[dict[str, Any]]:
         """What was compiled and loaded since this was last asked."""
@@ -64,8 +72,8 @@ class Machine:
         self.journal.unlink()
         return [json.loads(line) for line in lines]
 
-    def _run(self, *command: str) -> str:
-        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    def _succeeds(self, *command: str) -> str:
+        done = _run(self.environment, *command)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
@@ -89,3 +97,7 @@ def make_machine(folder: Path) -> Machine:
         "XLASERVE_COMPILE_CACHE": str(compile_cache),
     }
     return Machine(environment, journal, compile_cache)
+
+
+def _run(environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False)
