@@ -42,8 +42,15 @@ def compile_instead(portable: bytes) -> bytes:
         stablehlo = read_stablehlo(module, name)
         errors = _lint(stablehlo, read_hlo(hlo_text(module), name))
         calls = implement(module)
-        flags = os.environ.get("NEURON_CC_FLAGS", "")
-        record(event="compile", module=name, errors=errors, custom_calls=calls, donated=len(stablehlo.aliases), flags=flags)
+        record(
+            event="compile",
+            module=name,
+            errors=errors,
+            custom_calls=calls,
+            donated=len(stablehlo.aliases),
+            cores=ir.IntegerAttr(module.operation.attributes["mhlo.num_partitions"]).value,
+            flags=os.environ.get("NEURON_CC_FLAGS", ""),
+        )
         if errors:
             raise ValueError("; ".join(errors))
         bytecode = io.BytesIO()
