@@ -56,6 +56,7 @@ _POST: tuple[tuple[str, Endpoint, type[BaseModel]], ...] = (
     ("/v1/completions", create_completion, CompletionRequest),
     ("/v1/chat/completions", create_chat_completion, ChatCompletionRequest),
     ("/v1/responses", responses.create_response, CreateResponse),
+    ("/v1/responses/input_tokens", responses.count_input_tokens, CreateResponse),
     ("/v1/messages", anthropic.create_message, CreateMessage),
     ("/v1/messages/count_tokens", anthropic.count_tokens, CountTokens),
 )

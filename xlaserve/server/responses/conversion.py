@@ -115,12 +115,15 @@ def _tools(body: CreateResponse) -> tuple[list[dict[str, Any]], str | dict[str, 
         case "function":
             return tools, {"type": "function", "function": {"name": _chosen(given, tools, "tool_choice")}}
         case "allowed_tools":
-            allowed = given.get("tools")
-            if given.get("mode") not in ("auto", "required") or not isinstance(allowed, list) or not allowed:
-                message = "`tool_choice` of the type allowed_tools must have a `mode`, auto or required, and some `tools`."
+            allowed, mode = given.get("tools"), given.get("mode")
+            if mode not in ("auto", "required"):
+                message = f"`tool_choice.mode` must be auto or required, got {shown(mode)}."
+                raise InvalidRequestError(message, field="tool_choice.mode", value=mode)
+            if not isinstance(allowed, list) or not allowed:
+                message = f"`tool_choice.tools` must be an array of some of `tools`, got {shown(allowed)}."
                 raise InvalidRequestError(message, field="tool_choice.tools", value=allowed)
             names = {_chosen(tool, tools, f"tool_choice.tools.{number}") for number, tool in enumerate(allowed)}
-            return [tool for tool in tools if tool["function"]["name"] in names], given["mode"]
+            return [tool for tool in tools if tool["function"]["name"] in names], mode
         case kind:
             return _refuse_choice(kind)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
@@ -9,15 +11,16 @@ from starlette.responses import Response
 from xlaserve.errors import InvalidRequestError
 from xlaserve.server.answers import unless_disconnected
 from xlaserve.server.body import read_body
+from xlaserve.server.chat_prompt import chat_prompt
 from xlaserve.server.chat_run import start_chat
 from xlaserve.server.errors import shown
 from xlaserve.server.logprobs import LogprobWriter
 from xlaserve.server.responses.conversion import NAMES, to_chat
 from xlaserve.server.responses.head import response_head
-from xlaserve.server.responses.items import input_items
+from xlaserve.server.responses.items import Item, input_items
 from xlaserve.server.responses.page import item_page
 from xlaserve.server.responses.protocol import CreateResponse
-from xlaserve.server.responses.record import Record
+from xlaserve.server.responses.record import Record, Turns
 from xlaserve.server.responses.run import ResponseRun
 from xlaserve.server.state import ServerState, state_of
 from xlaserve.server.streaming import EventStream
@@ -29,9 +32,8 @@ async def create_response(request: Request) -> Response:
     state = state_of(request)
     engine = state.require_engine()
     body = await read_body(request, CreateResponse, limit=state.settings.max_body_size)
-    history = () if body.previous_response_id is None else state.responses.conversation(body.previous_response_id)
-    inputs = input_items(body.input)
-    chat = to_chat(body, [*(item for turn in history for item in orjson.loads(turn)), *inputs])
+    history, inputs = _conversation(body, state)
+    chat = to_chat(body, [*_items(history), *inputs])
     head = response_head(body, engine)
     with in_terms_of(NAMES):
         running = await start_chat(request, chat)
@@ -55,6 +57,17 @@ async def create_response(request: Request) -> Response:
         stored.remove(record)
         raise run.error
     return _json(record.body())
+
+
+async def count_input_tokens(request: Request) -> Response:
+    """POST /v1/responses/input_tokens: how long the prompt of such a response is."""
+    state = state_of(request)
+    body = await read_body(request, CreateResponse, limit=state.settings.max_body_size)
+    state.check_model(body.model)
+    history, inputs = _conversation(body, state)
+    with in_terms_of(NAMES):
+        prompt = await chat_prompt(to_chat(body, [*_items(history), *inputs]), state)
+    return _json(orjson.dumps({"object": "response.input_tokens", "input_tokens": len(prompt.token_ids)}))
 
 
 async def get_response(request: Request) -> Response:
@@ -93,6 +106,15 @@ async def list_input_items(request: Request) -> Response:
     query = request.query_params
     page = item_page(record.items(), limit=_number(request, "limit", 20), order=query.get("order", "desc"), after=query.get("after"))
     return _json(orjson.dumps(page))
+
+
+def _conversation(body: CreateResponse, state: ServerState) -> tuple[Turns, list[Item]]:
+    history = () if body.previous_response_id is None else state.responses.conversation(body.previous_response_id)
+    return history, input_items(body.input)
+
+
+def _items(turns: Turns) -> Iterator[Item]:
+    return (item for turn in turns for item in orjson.loads(turn))
 
 
 def _generate_behind(record: Record, state: ServerState) -> None:
