@@ -6,11 +6,12 @@ import json
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.server.parsing.reading import parser, read, read_events, together
 from tests.server.parsing.test_formats import TRANSCRIPTS
+from tests.tooling.properties import examples
 from xlaserve.server.parsing.formats import FORCED_CALLS, REASONING_FORMATS, TOOL_FORMATS, ToolFormat, forced_call
 from xlaserve.server.parsing.harmony import MARKERS
 
@@ -49,7 +50,7 @@ def cut(text: str, places: list[int]) -> list[str]:
     return [text[begin:end] for begin, end in zip([0, *places], [*places, len(text)], strict=True)]
 
 
-@settings(max_examples=600, deadline=None)
+@examples(600)
 @given(
     text=st.one_of(TEXTS, TRANSCRIBED),
     form=st.sampled_from(FORMATS),
@@ -67,7 +68,7 @@ def test_any_chunking(
     assert read_events(parser(form, reasoning, **options), cut(text, places)) == whole  # type: ignore[arg-type]
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(text=st.one_of(TEXTS, TRANSCRIBED), form=st.sampled_from(FORMATS))
 def test_every_word_comes_out(text: str, form: ToolFormat | None) -> None:
     # Letters of words that mean nothing to any format, one of a kind, so that each can be found again.
@@ -78,7 +79,7 @@ def test_every_word_comes_out(text: str, form: ToolFormat | None) -> None:
     assert "Zebra" in found.content + found.reasoning + "".join(name + arguments for name, arguments in found.calls)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     arguments=st.dictionaries(
         st.text(min_size=1, max_size=8),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from xlaserve.server.parsing.json_calls import copy_container
 from xlaserve.server.parsing.reader import Markers, Reader, Steps
 from xlaserve.server.parsing.sink import Sink
 
@@ -57,6 +58,8 @@ def read_harmony(reader: Reader, sink: Sink, dropped: Iterable[str]) -> Steps[No
             if (yield from reader.take(*_ENDS)):
                 reader.at = before
                 sink.arguments("{}")
+            elif (yield from reader.peek()) == "{":
+                yield from copy_container(reader, sink.arguments, _ENDS)
         elif recipient or channel == "analysis":
             # Of tools other than functions the client knows nothing: what goes to them is the model's own affair.
             if analysed:
