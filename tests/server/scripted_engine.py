@@ -34,6 +34,9 @@ class ByteTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if token_id < 256 else b""
 
+    def token_name(self, token_id: int) -> str:
+        return f"<{token_id}>"
+
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -92,7 +95,7 @@ class ScriptedStream:
             finished=finished,
             num_cached_tokens=0,
             metrics=RequestMetrics(arrival_time=0.0, first_scheduled_time=0.0),
-            prompt_logprobs=self._prompt_logprobs() if self.produced == self.prompt_logprobs_after else None,
+            prompt_logprobs=self._prompt_logprobs() if self.produced == min(self.prompt_logprobs_after, self._total) else None,
         )
 
     def _prompt_logprobs(self) -> list[dict[int, Logprob] | None] | None:
