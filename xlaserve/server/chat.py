@@ -8,7 +8,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from xlaserve.server.answers import response_head, unless_disconnected
+from xlaserve.server.answers import engine_id, response_head, unless_disconnected
 from xlaserve.server.body import read_body
 from xlaserve.server.chat_run import ChatChoice, start_chat
 from xlaserve.server.chat_stream import chat_events
@@ -23,9 +23,9 @@ async def create_chat_completion(request: Request) -> Response:
     state = state_of(request)
     engine = state.require_engine()
     body = await read_body(request, ChatCompletionRequest, limit=state.settings.max_body_size)
-    head = response_head("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion", engine)
-    run = await start_chat(request, body, request_id=head["id"])
-    logprobs = LogprobWriter(engine.tokenizer, run.params.logprobs, chat=True)
+    head = response_head("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion", engine, body.request_id)
+    run = await start_chat(request, body, request_id=engine_id(head, body.request_id))
+    logprobs = LogprobWriter(engine.tokenizer, run.params.logprobs, chat=True, as_ids=body.return_tokens_as_token_ids is True)
     if body.stream:
         return EventStream(chat_events(run, body, head, logprobs), run.abort, state.settings.send_timeout)
     choices = await unless_disconnected(request, run.collect(), run.abort)
@@ -38,11 +38,13 @@ async def create_chat_completion(request: Request) -> Response:
                 "logprobs": logprobs.write(choice.index, choice.token_ids, choice.logprobs),
                 "finish_reason": choice.finish_reason,
                 "stop_reason": choice.stop_reason,
+                **({"token_ids": choice.token_ids} if body.return_token_ids else {}),
             }
             for choice in choices
         ],
         "usage": run.usage(),
         "prompt_logprobs": prompt_logprobs(run.generation.prompt_logprobs[0]),
+        **({"prompt_token_ids": run.prompt_token_ids} if body.return_token_ids else {}),
     }
     return Response(orjson.dumps(answer), media_type="application/json")
 

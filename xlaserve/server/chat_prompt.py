@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from xlaserve.errors import InvalidRequestError
 from xlaserve.server.messages import conversation
-from xlaserve.server.prompts import encode
+from xlaserve.server.prompts import encode, truncation_of
 from xlaserve.server.protocol import ChatCompletionRequest
 from xlaserve.server.state import ServerState
 
@@ -22,8 +22,13 @@ class ChatPrompt:
     token_ids: list[int]
 
 
-async def chat_prompt(body: ChatCompletionRequest, state: ServerState) -> ChatPrompt:
+async def chat_prompt(body: ChatCompletionRequest, state: ServerState, *, bounded: bool = True) -> ChatPrompt:
     """The prompt of a chat request; nothing is submitted.
+
+    Args:
+        body: the parsed body.
+        state: of the server.
+        bounded: whether it must fit the model; what is only counted need not.
 
     Raises:
         InvalidRequestError: the messages or template options are malformed, or the template refuses them.
@@ -57,5 +62,13 @@ async def chat_prompt(body: ChatCompletionRequest, state: ServerState) -> ChatPr
 
     size = sum(len(message["content"]) for message in messages)
     # Chat templates write the special tokens themselves.
-    ids = await encode(engine, render, size, add_special_tokens=body.add_special_tokens is True, field="messages")
+    ids = await encode(
+        engine,
+        render,
+        size,
+        add_special_tokens=body.add_special_tokens is True,
+        field="messages",
+        truncation=truncation_of(body, engine, body.max_completion_tokens or body.max_tokens or 1),
+        bounded=bounded,
+    )
     return ChatPrompt(rendered, ids)

@@ -17,6 +17,7 @@ from xlaserve.engine.outputs import Logprob
 from xlaserve.sampling.beam_search import GenerationParams
 from xlaserve.server.chat_prompt import chat_prompt
 from xlaserve.server.generation import Delta, Generation
+from xlaserve.server.pacing import check_interval, paced
 from xlaserve.server.parameters import generation_params
 from xlaserve.server.parsing.events import Content, OutputEvent, Reasoning, ToolCallArguments, ToolCallStart
 from xlaserve.server.protocol import ChatCompletionRequest
@@ -76,14 +77,24 @@ class ChatRun:
         generation: submitted, not consumed.
         params: what it was submitted with.
         prompt_token_ids: what the model reads.
+        stream_interval: tokens of a choice that a delta is made of; None for one by one.
     """
 
-    def __init__(self, request_id: str, generation: Generation, params: GenerationParams, prompt_token_ids: list[int]) -> None:
+    def __init__(
+        self,
+        request_id: str,
+        generation: Generation,
+        params: GenerationParams,
+        prompt_token_ids: list[int],
+        *,
+        stream_interval: int | None = None,
+    ) -> None:
         self.request_id = request_id
         self.generation = generation
         self.params = params
         self.prompt_token_ids = prompt_token_ids
         self.prompt_tokens = len(prompt_token_ids)
+        self._stream_interval = stream_interval
         self.choice_count = len(generation.choices)
 
     async def deltas(self) -> AsyncGenerator[list[ChatDelta]]:
@@ -92,7 +103,7 @@ class ChatRun:
         Raises:
             ShuttingDownError, GenerationFailedError, EngineDeadError: the engine ended a choice early.
         """
-        async with aclosing(self.generation.deltas()) as steps:
+        async with aclosing(paced(self.generation.deltas(), self._stream_interval)) as steps:
             async for deltas in steps:
                 yield [self._chat_delta(delta) for delta in deltas]
 
@@ -159,9 +170,10 @@ async def start_chat(request: Request, body: ChatCompletionRequest, *, request_i
     state = state_of(request)
     engine = state.require_engine()
     refuse_unsupported(body, chat=True)
+    check_interval(body.stream_interval)
     state.check_model(body.model)
     prompt = await chat_prompt(body, state)
     params = generation_params(body, engine, len(prompt.token_ids), "messages")
     request_id = request_id or f"chatcmpl-{uuid.uuid4().hex}"
     generation = Generation(engine, state.metrics, [prompt.token_ids], [params], request_id)
-    return ChatRun(request_id, generation, params, prompt.token_ids)
+    return ChatRun(request_id, generation, params, prompt.token_ids, stream_interval=body.stream_interval)

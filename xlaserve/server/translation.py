@@ -37,7 +37,6 @@ _SHARED = frozenset(
         "presence_penalty",
         "priority",
         "repetition_penalty",
-        "request_id",
         "seed",
         "skip_special_tokens",
         "stop_token_ids",

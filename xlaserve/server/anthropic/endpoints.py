@@ -43,7 +43,7 @@ async def count_tokens(request: Request) -> Response:
     body = await read_body(request, CountTokens, limit=state.settings.max_body_size)
     state.check_model(body.model)
     with in_terms_of(NAMES):
-        prompt = await chat_prompt(to_chat(body), state)
+        prompt = await chat_prompt(to_chat(body), state, bounded=False)
     return _json({"input_tokens": len(prompt.token_ids)})
 
 

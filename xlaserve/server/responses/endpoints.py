@@ -66,7 +66,7 @@ async def count_input_tokens(request: Request) -> Response:
     state.check_model(body.model)
     history, inputs = _conversation(body, state)
     with in_terms_of(NAMES):
-        prompt = await chat_prompt(to_chat(body, [*_items(history), *inputs]), state)
+        prompt = await chat_prompt(to_chat(body, [*_items(history), *inputs]), state, bounded=False)
     return _json(orjson.dumps({"object": "response.input_tokens", "input_tokens": len(prompt.token_ids)}))
 
 

@@ -55,7 +55,7 @@ Input = Annotated[Any, AfterValidator(_input), WithJsonSchema({"anyOf": [{"type"
 ToolChoice = Annotated[Any, AfterValidator(_choice), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}, {"type": "null"}]})]
 
 
-class Text(BaseModel):
+class TextOptions(BaseModel):
     """`format` is what the answer must look like; `verbosity` is a hint that this server does not take."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -64,7 +64,7 @@ class Text(BaseModel):
     verbosity: Verbosity = None
 
 
-class Reasoning(BaseModel):
+class ReasoningOptions(BaseModel):
     """`effort` goes to the chat template. No summaries are made: the reasoning itself is in the answer."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -95,8 +95,8 @@ class CreateResponse(BaseModel):
     tools: list[dict[str, Any]] | None = None
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
-    text: Text | None = None
-    reasoning: Reasoning | None = None
+    text: TextOptions | None = None
+    reasoning: ReasoningOptions | None = None
     include: list[str] | None = None
     metadata: dict[str, str] | None = None
     truncation: str | None = None
