@@ -155,7 +155,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"previous_response_id": "resp_nothing"}, "previous_response_id"),
     ({"conversation": "conv_1"}, "conversation"),
     ({"prompt": {"id": "x"}}, "prompt"),
-    ({"truncation": "auto"}, "truncation"),
+    ({"truncation": "some"}, "truncation"),
     ({"metadata": {"a": 5}}, "metadata.a"),
     ({"metadata": {"a": "x" * 513}}, "metadata"),
     ({"metadata": {str(number): "" for number in range(17)}}, "metadata"),

@@ -233,3 +233,32 @@ def test_input_tokens(client: OpenAI, engine: ScriptedEngine) -> None:
     check(InputTokenCountResponse, counted.model_dump())
     assert counted.input_tokens == len("<system>Be brief.<user>hi<assistant>")
     assert not engine.submitted
+
+
+def test_truncation_leaves_out_the_oldest_turns(client: OpenAI, engine: ScriptedEngine) -> None:
+    turns: list[Any] = [{"role": "developer", "content": "D"}]
+    for number in range(8):
+        turns += [{"role": "user", "content": f"{number}" * 10}, {"role": "assistant", "content": "yes"}]
+    turns.append({"role": "user", "content": "end"})
+    with pytest.raises(openai.BadRequestError) as long:
+        client.responses.create(model=MODEL, input=turns, max_output_tokens=4)
+    assert long.value.code == "context_length_exceeded"
+    made = client.responses.create(model=MODEL, input=turns, max_output_tokens=4, truncation="auto")
+    assert (made.truncation, made.output_text) == ("auto", "abcd")
+    (prompt,) = prompts(engine)
+    assert (
+        prompt == "<system>D<user>5555555555<assistant>yes<user>6666666666<assistant>yes<user>7777777777<assistant>yes<user>end<assistant>"
+    )
+    client.responses.create(model=MODEL, input="short", truncation="auto", max_output_tokens=1)
+    assert prompts(engine)[1] == "<user>short<assistant>"
+    with pytest.raises(openai.BadRequestError):
+        client.responses.create(model=MODEL, input="x" * 200, truncation="auto")
+
+
+def test_truncation_keeps_what_fits(client: OpenAI, engine: ScriptedEngine) -> None:
+    for length in range(1, 12):
+        turns: list[Any] = [{"role": "user", "content": "a" * length} for _ in range(9)]
+        client.responses.create(model=MODEL, input=turns, max_output_tokens=1, truncation="auto")
+        used = len(engine.submitted[-1].prompt_token_ids)
+        assert used < engine.max_model_len
+        assert used + len("<user>") + length > engine.max_model_len - 1 or prompts(engine)[-1].count("<user>") == 9

@@ -15,7 +15,7 @@ from xlaserve.server.parsing.events import Content, OutputEvent, Reasoning, Tool
 SegmentKind = Literal["reasoning", "text", "tool"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Open:
     """A segment begins; `id` and `name` are those of a tool's call."""
 
@@ -24,14 +24,14 @@ class Open:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Piece:
     """More text of the open segment, never empty; a tool's call has JSON text."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Close:
     """The open segment is complete."""
 

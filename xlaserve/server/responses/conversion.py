@@ -35,7 +35,6 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 }
 # Hints and bookkeeping that change nothing in the answer.
 _HINTS = frozenset({"access_programs", "image", "prompt_cache_options", "prompt_cache_retention", "service_tier"})
-_TRUNCATIONS = (None, "disabled")
 _FORMATS = ("text", "json_object", "json_schema")
 _CHOICES = ("none", "auto", "required")
 
@@ -77,9 +76,6 @@ def _refuse(body: CreateResponse) -> None:
         value = (body.model_extra or {}).get(name)
         if value is not None and value not in harmless:
             raise InvalidRequestError(f"`{name}` is not supported by this server: leave it out.", field=name, value=value)
-    if body.truncation not in _TRUNCATIONS:
-        message = f"`truncation` must be disabled: this server never leaves out parts of a conversation, got {shown(body.truncation)}."
-        raise InvalidRequestError(message, field="truncation", value=body.truncation)
     if body.background and body.store is False:
         raise InvalidRequestError("`background` needs `store`: the answer could not be fetched otherwise.", field="background", value=True)
 

@@ -22,6 +22,7 @@ from xlaserve.server.responses.page import item_page
 from xlaserve.server.responses.protocol import CreateResponse
 from xlaserve.server.responses.record import Record, Turns
 from xlaserve.server.responses.run import ResponseRun
+from xlaserve.server.responses.truncation import truncated
 from xlaserve.server.state import ServerState, state_of
 from xlaserve.server.streaming import EventStream
 from xlaserve.server.translation import in_terms_of
@@ -33,7 +34,7 @@ async def create_response(request: Request) -> Response:
     engine = state.require_engine()
     body = await read_body(request, CreateResponse, limit=state.settings.max_body_size)
     history, inputs = _conversation(body, state)
-    chat = to_chat(body, [*_items(history), *inputs])
+    chat = await truncated(body, [*_items(history), *inputs], state)
     head = response_head(body, engine)
     with in_terms_of(NAMES):
         running = await start_chat(request, chat)

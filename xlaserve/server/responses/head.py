@@ -47,7 +47,7 @@ def response_head(body: CreateResponse, engine: Engine) -> dict[str, Any]:
         "tools": [_tool(tool) for tool in body.tools or ()],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": defaults.get("top_p", 1.0) if body.top_p is None else body.top_p,
-        "truncation": "disabled",
+        "truncation": body.truncation or "disabled",
         "usage": None,
         "user": body.user,
         "metadata": body.metadata or {},

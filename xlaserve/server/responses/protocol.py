@@ -49,6 +49,7 @@ def _one_of(*values: str) -> AfterValidator:
 
 
 Verbosity = Annotated[str | None, _one_of("low", "medium", "high")]
+Truncation = Annotated[str | None, _one_of("auto", "disabled")]
 Summary = Annotated[str | None, _one_of("auto", "concise", "detailed")]
 _ITEMS: dict[str, Any] = {"type": "array", "items": {"type": "object"}, "minItems": 1}
 Input = Annotated[Any, AfterValidator(_input), WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1}, _ITEMS]})]
@@ -75,7 +76,10 @@ class ReasoningOptions(BaseModel):
 
 
 class CreateResponse(BaseModel):
-    """POST /v1/responses. `input` is one user message or a list of items; `previous_response_id` puts an earlier conversation before it."""
+    """POST /v1/responses. `input` is one user message or a list of items; `previous_response_id` puts an earlier conversation before it.
+
+    `truncation`, where it is "auto", leaves out the oldest turns of a conversation that is too long.
+    """
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -99,7 +103,7 @@ class CreateResponse(BaseModel):
     reasoning: ReasoningOptions | None = None
     include: list[str] | None = None
     metadata: dict[str, str] | None = None
-    truncation: str | None = None
+    truncation: Truncation = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
