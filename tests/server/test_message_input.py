@@ -135,6 +135,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (user({**RESULT, "content": [{"type": "image"}]}), "messages.0.content.0.content.0.type"),
     (user({**RESULT, "content": 5}), "messages.0.content.0.content"),
     (assistant({"type": "tool_use", "id": "x", "name": "f", "input": "{}"}), "messages.1.content.0.input"),
+    (assistant({"type": "tool_use", "id": "x", "name": "f", "input": {"a": nested(900)}}), "messages.1.content.0.input"),
     (assistant({"type": "thinking"}), "messages.1.content.0.thinking"),
     ({"messages": [USER, TURN]}, "messages"),
     ({"system": 5}, "system"),

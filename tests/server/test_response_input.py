@@ -171,6 +171,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": [TOOL, {"type": "custom", "name": "x"}]}, "tools.1.type"),
     ({"tools": [{"type": "function"}]}, "tools.0.name"),
     ({"tools": [TOOL], "tool_choice": "any"}, "tool_choice"),
+    ({"tools": [{**TOOL, "parameters": {"a": nested(500)}}]}, "tools"),
+    ({"text": {"format": {"type": "json_object", "a": nested(500)}}}, "text.format"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tool_choice": 5}, "tool_choice"),
     ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "hear"}}, "tool_choice.name"),

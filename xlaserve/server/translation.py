@@ -8,6 +8,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import orjson
 from pydantic import BaseModel, ValidationError
 
 from xlaserve.errors import InvalidRequestError
@@ -63,6 +64,22 @@ def chat_request(fields: Mapping[str, Any]) -> ChatCompletionRequest:
         pydantic.ValidationError: a field has the wrong type.
     """
     return ChatCompletionRequest.model_validate({name: value for name, value in fields.items() if value is not None})
+
+
+def as_json(value: object, field: str) -> bytes:
+    """A value of the request as JSON again.
+
+    Args:
+        value: as it was read.
+        field: the path to it.
+
+    Raises:
+        InvalidRequestError: it is nested more deeply than can be written.
+    """
+    try:
+        return orjson.dumps(value)
+    except TypeError as error:
+        raise InvalidRequestError(f"`{field}` is nested too deeply.", field=field) from error
 
 
 @contextmanager

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
-
 from xlaserve.errors import InvalidRequestError
 from xlaserve.server.errors import shown
+from xlaserve.server.translation import as_json
 
 Message = dict[str, Any]
 
@@ -95,7 +94,7 @@ def _call(block: dict[str, Any], path: str) -> dict[str, Any]:
     given = block.get("input")
     if not isinstance(given, dict):
         raise InvalidRequestError(f"`{path}.input` must be an object, got {shown(given)}.", field=f"{path}.input", value=given)
-    function = {"name": _string(block, "name", path), "arguments": orjson.dumps(given).decode()}
+    function = {"name": _string(block, "name", path), "arguments": as_json(given, f"{path}.input").decode()}
     return {"id": _string(block, "id", path), "type": "function", "function": function}
 
 

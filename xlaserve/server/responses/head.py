@@ -8,10 +8,18 @@ from typing import Any
 from xlaserve.server.engine import Engine
 from xlaserve.server.responses.items import new_id
 from xlaserve.server.responses.protocol import CreateResponse
+from xlaserve.server.translation import as_json
 
 
 def response_head(body: CreateResponse, engine: Engine) -> dict[str, Any]:
-    """The response object of a new response, without output."""
+    """The response object of a new response, without output.
+
+    Raises:
+        InvalidRequestError: what it repeats of the request is nested more deeply than answers can be.
+    """
+    as_json(body.tools, "tools")
+    as_json(body.tool_choice, "tool_choice")
+    as_json(body.text and body.text.format, "text.format")
     defaults = engine.default_sampling
     reasoning, text = body.reasoning, body.text
     return {
