@@ -14,6 +14,7 @@ from xlaserve.errors import EngineDeadError, ModelNotFoundError
 from xlaserve.server.engine import Engine
 from xlaserve.server.errors import NotReadyError, ShuttingDownError, shown, without_paths
 from xlaserve.server.metrics import Metrics
+from xlaserve.server.responses.store import ResponseStore
 from xlaserve.server.settings import ServerSettings
 
 PROGRESS_LINES = 20
@@ -27,6 +28,7 @@ class ServerState:
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.responses = ResponseStore(settings.max_stored_responses, settings.max_stored_bytes)
         self.idle = asyncio.Event()
         self.idle.set()
         self._engine: Engine | None = None
