@@ -12,9 +12,8 @@ from xlaserve.sampling.structured import StructuredOutput
 from xlaserve.server.errors import shown
 from xlaserve.server.parsing.formats import FORCED_CALLS, ToolFormat, forced_call
 from xlaserve.server.parsing.tools import ToolSchemas
-from xlaserve.server.protocol import ChatCompletionRequest
+from xlaserve.server.protocol import MAX_TOOLS, ChatCompletionRequest
 
-MAX_TOOLS = 512
 MAX_CALLS = 64
 """Most calls that `tool_choice: "required"` allows at once."""
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
@@ -133,7 +132,7 @@ def _function(tool: Mapping[str, Any], path: str) -> tuple[str, Mapping[str, Any
     where = f"{path}.function.parameters"
     if not isinstance(parameters, Mapping):
         raise InvalidRequestError(f"`{where}` must be a JSON schema, got {shown(parameters)}.", field=where, value=parameters)
-    for key, kind, words in (("properties", Mapping, "an object"), ("required", list, "an array")):
+    for key, kind, words in (("properties", dict, "an object"), ("required", list, "an array")):
         if not isinstance(parameters.get(key, kind()), kind):
             raise InvalidRequestError(f"`{where}.{key}` must be {words}, got {shown(parameters[key])}.", field=f"{where}.{key}")
     if parameters.get("type", "object") != "object":
