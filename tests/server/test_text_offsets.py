@@ -28,6 +28,21 @@ def test_parts_of_a_character_begin_where_it_does() -> None:
     assert offsets(LogprobWriter(TOKENIZER, 0, chat=False), list("a€b😀c".encode())) == [0, 1, 1, 1, 2, 3, 3, 3, 3, 4]
 
 
+def test_bytes_that_are_no_character_are_their_own_tokens() -> None:
+    # As the text shows them: "x", U+FFFD, "z", U+FFFD for two bytes, "€", U+FFFD.
+    tokens = [*b"x", 0xE2, *b"z", 0xE2, 0x82, *"€".encode(), 0xFF, *b"y"]
+    assert bytes(tokens).decode("utf-8", "replace") == "x\ufffdz\ufffd€\ufffdy"
+    assert offsets(LogprobWriter(TOKENIZER, 0, chat=False), tokens) == [0, 1, 2, 3, 3, 4, 4, 4, 5, 6]
+
+
+def test_parts_of_characters_can_be_told_apart() -> None:
+    likely = {0xE2: Logprob(-0.1, 1, "\ufffd"), 0xF0: Logprob(-2.0, 2, "\ufffd"), 97: Logprob(-3.0, 3, "a")}
+    written = LogprobWriter(TOKENIZER, 2, chat=False).write(0, [0xF0], [likely])
+    assert written is not None
+    assert written["tokens"] == ["bytes:\\xf0"]
+    assert written["top_logprobs"] == [{"bytes:\\xe2": -0.1, "bytes:\\xf0": -2.0, "a": -3.0}]
+
+
 @given(text=st.text(max_size=12), cut=st.integers(0, 30))
 def test_pieces_have_the_offsets_of_the_whole(text: str, cut: int) -> None:
     tokens = list(text.encode())

@@ -82,13 +82,20 @@ class LogprobWriter:
         return {"token": text, "logprob": found.logprob, "bytes": list(self._tokenizer.token_bytes(token))}
 
     def _text(self, token: int) -> str:
-        return f"token_id:{token}" if self._as_ids else self._tokenizer.token_bytes(token).decode("utf-8", "replace")
+        if self._as_ids:
+            return f"token_id:{token}"
+        content = self._tokenizer.token_bytes(token)
+        try:
+            return content.decode()
+        except UnicodeDecodeError:
+            # As OpenAI writes parts of characters: with U+FFFD for all of them, the most likely token could pass for the chosen one.
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
 
     def _by_text(self, entry: Mapping[int, Logprob]) -> dict[str, float]:
         """By the token's text; of several tokens with one text the first counts, which is the chosen one, then the most likely."""
         texts: dict[str, float] = {}
         for token, found in entry.items():
-            texts.setdefault(f"token_id:{token}" if self._as_ids else found.decoded_token, found.logprob)
+            texts.setdefault(self._text(token), found.logprob)
         return texts
 
 
@@ -101,9 +108,13 @@ class _Places:
         self._next = 0
 
     def of(self, token: int) -> int:
-        """Of the next token."""
-        place = self._next
-        self._next += len(self._decoder.decode(self._tokenizer.token_bytes(token)))
+        """Of the next token: the place of the character that its first byte belongs to."""
+        content = self._tokenizer.token_bytes(token)
+        # Bytes before it that turn out to be no character become U+FFFD, which is not its own.
+        shown = len(self._decoder.decode(content[:1]))
+        waits = bool(self._decoder.getstate()[0])
+        place = self._next + (shown if waits or not shown else shown - 1)
+        self._next += shown + len(self._decoder.decode(content[1:]))
         return place
 
     def of_prompt(self, text: str, tokens: Sequence[int]) -> list[int]:
