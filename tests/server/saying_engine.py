@@ -20,7 +20,9 @@ PIECE = 3
 
 
 class SayingTokenizer(ByteTokenizer):
-    chat_template = "Qwen3's: <think> </think> <tool_call> </tool_call> enable_thinking"
+    def __init__(self) -> None:
+        super().__init__()
+        self.chat_templates = {"default": "Qwen3's: tools <think> </think> <tool_call> </tool_call> enable_thinking"}
 
 
 class SayingStream(ScriptedStream):
