@@ -11,9 +11,12 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xlaserve.engine.graph_table import GraphReport
 from xlaserve.engine.modes import PauseMode, SleepLevel, check_level, check_mode
 from xlaserve.engine.outputs import CompletionOutput, EngineStats, FinishReason, Logprob, RequestMetrics, RequestOutput
+from xlaserve.engine.report import EngineReport, SequenceReport
 from xlaserve.errors import InvalidRequestError
+from xlaserve.models.chat_template import ChatTemplate
 from xlaserve.sampling.beam_search import GenerationParams
 from xlaserve.sampling.structured import StructuredOutput
 
@@ -22,7 +25,9 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 
 class ByteTokenizer:
-    chat_template: str | None = "scripted"
+    def __init__(self) -> None:
+        self.chat_templates: dict[str, str] = {"default": "scripted"}
+        self.special_tokens: tuple[str, ...] = ()
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
@@ -33,6 +38,9 @@ class ByteTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if token_id < 256 else b""
 
+    def token_name(self, token_id: int) -> str:
+        return f"<{token_id}>"
+
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -41,11 +49,25 @@ class ByteTokenizer:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
     ) -> str:
+        source = chat_template or self.chat_templates["default"]
+        if "{" in source:
+            return ChatTemplate(source).render(
+                messages,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                variables=template_kwargs,
+            )
         if template_kwargs and "explode" in template_kwargs:
             raise InvalidRequestError("the chat template failed: no.", field="messages")
-        text = "".join(f"<{message['role']}>{message['content']}" for message in messages)
+        text = "".join(f"<{message['role']}>{_text(message['content'])}" for message in messages)
         return text + ("<assistant>" if add_generation_prompt else "")
+
+
+def _text(content: str | list[dict[str, str]]) -> str:
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
 
 
 class ScriptedStream:
@@ -67,6 +89,7 @@ class ScriptedStream:
         if engine.token_seconds:
             await asyncio.sleep(engine.token_seconds)
         if self.produced == engine.pause_after:
+            engine.loop = asyncio.get_running_loop()
             engine.paused.set()
             await engine.go_on.wait()
         if self.aborted or self.produced == self._total:
@@ -91,7 +114,7 @@ class ScriptedStream:
             finished=finished,
             num_cached_tokens=0,
             metrics=RequestMetrics(arrival_time=0.0, first_scheduled_time=0.0),
-            prompt_logprobs=self._prompt_logprobs() if self.produced == self.prompt_logprobs_after else None,
+            prompt_logprobs=self._prompt_logprobs() if self.produced == min(self.prompt_logprobs_after, self._total) else None,
         )
 
     def _prompt_logprobs(self) -> list[dict[int, Logprob] | None] | None:
@@ -139,6 +162,7 @@ class ScriptedEngine:
         self.fail_after = 0
         self.pause_after = -1
         self.token_seconds = 0.0
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.go_on = asyncio.Event()
         self.paused = threading.Event()
         self.aborted = threading.Event()
@@ -158,6 +182,11 @@ class ScriptedEngine:
         self.running.add(stream)
         self.submitted.append(stream)
         return stream
+
+    def let_go(self) -> None:
+        """From another thread: what waits goes on."""
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(self.go_on.set)
 
     def stats(self) -> EngineStats:
         return EngineStats(
@@ -195,6 +224,17 @@ class ScriptedEngine:
 
     async def reset_prefix_cache(self) -> None:
         await self._call("reset_prefix_cache")
+
+    async def report(self) -> EngineReport:
+        await self._call("report")
+        streams = [stream for stream in self.submitted if stream in self.running]
+        lengths = [len(stream.prompt_token_ids) for stream in streams]
+        running = [
+            SequenceReport(stream.request_id, 0, slot, length, 0, length, 1, self.max_model_len, 1, 0.0)
+            for slot, (stream, length) in enumerate(zip(streams, lengths, strict=True))
+        ]
+        graph = GraphReport("generate-8-128", "generate", 8, 1, 128, "loaded", 0.25, 0.004, 30, 90, 150)
+        return EngineReport(1.0, 8, running, [], [graph])
 
     async def trace(self) -> dict[str, Any]:
         await self._call("trace")

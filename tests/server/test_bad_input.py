@@ -93,7 +93,7 @@ BOTH: list[tuple[dict[str, Any], str]] = [
     ({"allowed_token_ids": ["a"]}, "allowed_token_ids.0"),
     ({"bad_words": [""]}, "bad_words"),
     ({"bad_words": "word"}, "bad_words"),
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+    ({"functions": [{"name": "f"}]}, "functions"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"response_format": {"type": "json"}}, "response_format.type"),
     ({"response_format": "json_object"}, "response_format"),
@@ -119,7 +119,35 @@ BOTH: list[tuple[dict[str, Any], str]] = [
     ({"guided_json": {"type": "object"}, "guided_regex": "a"}, "guided_regex"),
     ({"guided_choice": "a"}, "guided_choice"),
     ({"suffix": "end"}, "suffix"),
-    ({"best_of": 2}, "best_of"),
+    ({"best_of": 0}, "best_of"),
+    ({"best_of": "2"}, "best_of"),
+    ({"best_of": 2, "stream": True}, "best_of"),
+    ({"best_of": 2, "n": 3}, "best_of"),
+    ({"best_of": 2, "use_beam_search": True}, "best_of"),
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+    ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+    ({"truncate_prompt_tokens": 129}, "truncate_prompt_tokens"),
+    ({"truncate_prompt_tokens": "5"}, "truncate_prompt_tokens"),
+    ({"truncation_side": "middle"}, "truncation_side"),
+    ({"truncation_side": 1}, "truncation_side"),
+    ({"return_token_ids": 1}, "return_token_ids"),
+    ({"return_tokens_as_token_ids": "yes"}, "return_tokens_as_token_ids"),
+    ({"spaces_between_special_tokens": "no"}, "spaces_between_special_tokens"),
+    ({"stream_interval": 0}, "stream_interval"),
+    ({"stream_interval": 1025}, "stream_interval"),
+    ({"stream_interval": 1.5}, "stream_interval"),
+    ({"request_id": ""}, "request_id"),
+    ({"request_id": 5}, "request_id"),
+    ({"request_id": "a b"}, "request_id"),
+    ({"request_id": "a\n"}, "request_id"),
+    ({"request_id": "a" * 129}, "request_id"),
+    ({"logprob_token_ids": [5]}, "logprob_token_ids"),
+    ({"repetition_detection": {"max_pattern_size": 4}}, "repetition_detection"),
+    ({"kv_transfer_params": {"a": 1}}, "kv_transfer_params"),
+    ({"vllm_xargs": {"a": 1}}, "vllm_xargs"),
+    ({"return_token_offsets": True}, "return_token_offsets"),
+    ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
+    ({"cache_salt": ""}, "cache_salt"),
     ({"use_beam_search": 1}, "use_beam_search"),
     ({"use_beam_search": True, "n": 17}, "n"),
     ({"use_beam_search": True, "n": 0}, "n"),
@@ -162,6 +190,9 @@ COMPLETION: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [5] * 128}, "prompt"),
     ({"prompt": ["a", "a" * 128]}, "prompt.1"),
     ({"prompt": "a" * 100, "max_tokens": 29}, "max_tokens"),
+    ({"prompt": "a" * 200, "truncate_prompt_tokens": 128}, "prompt"),
+    ({"max_tokens": 0, "echo": True, "min_tokens": 1}, "min_tokens"),
+    ({"max_tokens": 0, "echo": True, "use_beam_search": True}, "max_tokens"),
     ({"echo": "yes"}, "echo"),
 ]
 CHATS: list[tuple[dict[str, Any], str]] = [
@@ -181,7 +212,33 @@ CHATS: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages.0.content.0.type"),
     ({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": nested(900)}]}, "messages.1.content.0"),
-    ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}]}, "messages.0.tool_calls"),
+    ({"tools": [{"type": "custom", "function": {"name": "f"}}]}, "tools.0.type"),
+    ({"tools": [{"type": "function"}]}, "tools.0.function"),
+    ({"tools": [{"type": "function", "function": {"name": "two words"}}]}, "tools.0.function.name"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}] * 2}, "tools.1.function.name"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "description": 1}}]}, "tools.0.function.description"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools.0.function.parameters"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]}, "tools.0.function.parameters.type"),
+    (
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"properties": 1}}}]},
+        "tools.0.function.parameters.properties",
+    ),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}] * 513}, "tools"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "any"}, "tool_choice"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": {"type": "tool"}}, "tool_choice"),
+    (
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+        "tool_choice",
+    ),
+    ({"reasoning_effort": "enormous"}, "reasoning_effort"),
+    ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}]}, "messages.0.tool_calls.0"),
+    ({"messages": [{"role": "user", "content": "hi", "tool_calls": [{}]}]}, "messages.0.tool_calls"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": ""}}]}]}, "messages.0.tool_calls.0.function.name"),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 1}}]}]},
+        "messages.0.tool_calls.0.function.arguments",
+    ),
+    ({"messages": [{"role": "assistant", "function_call": {"name": "f"}}]}, "messages.0.function_call"),
     ({"messages": [{"role": "user", "content": "a" * 128}]}, "messages"),
     ({"max_completion_tokens": 0}, "max_completion_tokens"),
     ({"max_completion_tokens": 1000}, "max_completion_tokens"),
@@ -300,7 +357,7 @@ def test_body_too_large(chunked: bool) -> None:
         assert live.client.post(COMPLETIONS, json={"prompt": "a"}).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/v1/completions/", "/%ff%00", "/v1/models/", "/docs/../etc"])
+@pytest.mark.parametrize("path", ["/v1", "/v1/nothing", "/v1/completions/", "/%ff%00", "/v1/models/", "/docs/../etc"])
 def test_unknown_path(shared: Live, path: str) -> None:
     assert_error(404, shared.client.get(path))
 
@@ -347,6 +404,11 @@ NEUTRAL: dict[str, Any] = {
     "temperature": 0,
     "top_k": -1,
     "stop": None,
+    "stream_interval": 1,
+    "truncate_prompt_tokens": None,
+    "return_token_ids": False,
+    "vllm_xargs": {},
+    "spaces_between_special_tokens": True,
 }
 
 

@@ -18,6 +18,7 @@ from xlaserve.engine.calibration import calibrate
 from xlaserve.engine.config import EngineConfig, Limits, settle, settle_dtype
 from xlaserve.engine.core import EngineCore
 from xlaserve.engine.grammar import Grammars
+from xlaserve.engine.graph_table import GraphOrigin, GraphTable
 from xlaserve.engine.messages import EngineInfo
 from xlaserve.engine.runner import Runner
 from xlaserve.engine.scheduler import Scheduler
@@ -177,6 +178,7 @@ def compile_graphs(
     Raises:
         ConfigError: a graph needs more memory than the device has beside everything else.
         ArtifactError: a graph would have to be compiled, which is not allowed.
+        CompileError: the platform's compiler does not take a graph.
     """
     compiler = Compiler(
         plan.spec,
@@ -287,7 +289,8 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
         prefix_caching=config.enable_prefix_caching,
     )
     grammars = Grammars(plan.checkpoint.tokenizer, plan.model.vocab_size, _eos_ids(plan.checkpoint, plan.model))
-    core = EngineCore(scheduler, runner, pool, limits.max_num_seqs, grammars=grammars, async_scheduling=config.async_scheduling)
+    table = GraphTable(plan.ladder, {graph.bucket.name: GraphOrigin(graph.source, graph.seconds) for graph in graphs.values()})
+    core = EngineCore(scheduler, runner, pool, limits.max_num_seqs, table, grammars=grammars, async_scheduling=config.async_scheduling)
     return Engine(plan, core, graphs)
 
 

@@ -139,7 +139,7 @@ def grammar_of(structured: StructuredOutput, tokenizer: Tokenizer) -> str:
     if structured.choice is not None:
         return LLMatcher.grammar_from_regex("|".join(map(literal, structured.choice)))
     if structured.structural_tag is not None:
-        return LLMatcher.grammar_from_lark(tag_grammar(structured.source, tokenizer.special_tokens))
+        return LLMatcher.grammar_from_lark(tag_grammar(structured.source, tokenizer.special_ids))
     source = structured.source
     if "::=" in source:
         try:

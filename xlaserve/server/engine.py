@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from xlaserve.engine.modes import PauseMode, SleepLevel
 from xlaserve.engine.outputs import EngineStats, RequestOutput
+from xlaserve.engine.report import EngineReport
 from xlaserve.sampling.beam_search import GenerationParams
 from xlaserve.sampling.structured import StructuredOutput
 
@@ -18,13 +19,18 @@ class TextCodec(Protocol):
     """The part of a tokenizer that requests need; safe to call from any thread."""
 
     @property
-    def chat_template(self) -> str | None: ...
+    def chat_templates(self) -> Mapping[str, str]: ...
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]: ...
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
 
     def token_bytes(self, token_id: int) -> bytes: ...
+
+    def token_name(self, token_id: int) -> str: ...
 
     def render_chat(
         self,
@@ -34,6 +40,7 @@ class TextCodec(Protocol):
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
     ) -> str: ...
 
 
@@ -97,5 +104,7 @@ class Engine(Protocol):
     async def reset_prefix_cache(self) -> None: ...
 
     async def trace(self) -> dict[str, Any]: ...
+
+    async def report(self) -> EngineReport: ...
 
     async def close(self) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, cast
 
 from xlaserve.errors import InvalidRequestError
@@ -23,13 +24,25 @@ _GUIDED = ("json", "regex", "choice", "grammar")
 _FORMATS = ("text", "json_object", "json_schema", "structural_tag")
 
 
-async def checked_structure(request: GenerationRequest, engine: Engine) -> StructuredOutput | None:
+async def checked_structure(
+    request: GenerationRequest, engine: Engine, *, after: str | None = None, calls: StructuredOutput | None = None
+) -> StructuredOutput | None:
     """The form that a request asks for, which the engine can follow; None where it asks for none.
+
+    Args:
+        request: the parsed body.
+        engine: is asked whether it can.
+        after: what the model writes before its answer.
+        calls: the form of the tool calls that the request requires, which are its answer.
 
     Raises:
         InvalidRequestError: a value is wrong, fields contradict each other, or the form cannot be used.
     """
     structured = structured_output(request)
+    if structured is not None and calls is not None:
+        field = (structured.field or "").partition(".")[0]
+        raise InvalidRequestError(f"`{field}` and a `tool_choice` that requires a call exclude each other: leave one out.", field=field)
+    structured = calls if structured is None else replace(structured, after=after)
     if structured is not None:
         await engine.check(structured)
     return structured
