@@ -149,6 +149,11 @@ class EngineCore:
         assert self._structures is not None
         self._structures.grammars.check(structured)
 
+    def prepare_grammars(self) -> None:
+        """Do beforehand, in any thread, what the first structured sequence would wait for."""
+        assert self._structures is not None
+        self._structures.grammars.prepare()
+
     def finish(self, sequence: Sequence, reason: FinishReason, stop_reason: str | None = None) -> None:
         """End a sequence from outside: aborted, or a stop string was found in its text. Without effect on one that has ended."""
         self._scheduler.finish(sequence, reason, stop_reason)
