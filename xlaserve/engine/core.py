@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from xlaserve.engine.decision import Decision
 from xlaserve.engine.events import prompt_score_events, search_event, token_event
 from xlaserve.engine.messages import TokenEvent
 from xlaserve.engine.modes import PauseMode, SleepLevel
-from xlaserve.engine.outputs import EngineStats, FinishReason
+from xlaserve.engine.outputs import ITERATION_TOKENS, EngineStats, FinishReason
 from xlaserve.engine.runner import Runner, read
 from xlaserve.engine.scheduler import Scheduler
 from xlaserve.engine.sequence import Sequence
@@ -49,6 +50,7 @@ class _Counters:
     generation_tokens: int = 0
     allocated_token_slots: int = 0
     used_token_slots: int = 0
+    iteration_tokens: list[int] = field(default_factory=lambda: [0] * (len(ITERATION_TOKENS) + 1))
 
 
 class _InFlight(NamedTuple):
@@ -244,6 +246,7 @@ class EngineCore:
             steps=counters.steps,
             scheduled_tokens=counters.scheduled_tokens,
             padded_tokens=counters.padded_tokens,
+            iteration_tokens=tuple(counters.iteration_tokens),
             compile_events=COMPILE_EVENTS.count - self._compiled_before,
             prefix_cache_queries=scheduler.prefix_queries,
             prefix_cache_hits=scheduler.prefix_hits,
@@ -287,6 +290,7 @@ class EngineCore:
         counters.steps += 1
         self._unread.append(_InFlight(counters.steps, decision, outputs, first))
         counters.scheduled_tokens += decision.tokens
+        counters.iteration_tokens[bisect_left(ITERATION_TOKENS, decision.tokens)] += 1
         counters.padded_tokens += decision.places - decision.tokens
         counters.prompt_tokens += _prompt_tokens(decision)
         # A shared block counts once, in both; all its places hold a token.

@@ -80,6 +80,11 @@ class FrontEnd:
         return self._info.vocab_size
 
     @property
+    def info(self) -> EngineInfo:
+        """What is known of the engine since its start."""
+        return self._info
+
+    @property
     def plan(self) -> str:
         """Model, platform, memory and graphs, several lines for a person."""
         return self._info.plan

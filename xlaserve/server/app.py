@@ -8,12 +8,14 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
 from xlaserve import __version__
 from xlaserve.errors import XlaserveError
 from xlaserve.server import control, operations
+from xlaserve.server.auth import OPEN_PATHS, ApiKeys
 from xlaserve.server.chat import create_chat_completion
 from xlaserve.server.completions import create_completion
 from xlaserve.server.errors import answer_error
@@ -60,8 +62,25 @@ def create_app(state: ServerState) -> FastAPI:
         app.add_api_route(path, endpoint, methods=[method], response_class=Response, response_model=None)
     for kind in (HTTPException, XlaserveError, ValidationError):
         app.add_exception_handler(kind, answer_error)
-    app.add_middleware(RequestScope, state=state)
+    _add_middleware(app, state)
     return app
+
+
+def _add_middleware(app: FastAPI, state: ServerState) -> None:
+    # The last is the outermost: refusals have a request id and are counted, and browsers may read them.
+    settings = state.settings
+    if settings.api_keys:
+        app.add_middleware(ApiKeys, keys=settings.api_keys, open_paths=OPEN_PATHS | (set() if settings.guard_metrics else {"/metrics"}))
+    if settings.cors is not None:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors.origins,
+            allow_methods=settings.cors.methods,
+            allow_headers=settings.cors.headers,
+            allow_credentials=settings.cors.credentials,
+            expose_headers=("X-Request-Id", "Retry-After"),
+        )
+    app.add_middleware(RequestScope, state=state)
 
 
 def _schema(body: type[BaseModel]) -> dict[str, Any]:
