@@ -209,6 +209,8 @@ class EngineCore:
         if len(self._unread) > (self._async and decision is not None):
             wait, process = self._read(events)
         self.progress += bool(decision is not None or events)
+        if self._pool.events is not None:
+            self._pool.events.flush()
         if decision is not None:
             scheduler = self._scheduler
             places, tokens = decision.places, decision.tokens
