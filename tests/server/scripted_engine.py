@@ -12,9 +12,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xlaserve.engine.graph_table import GraphReport
 from xlaserve.engine.messages import EngineInfo
 from xlaserve.engine.modes import PauseMode, SleepLevel, check_level, check_mode
 from xlaserve.engine.outputs import CompletionOutput, EngineStats, FinishReason, Logprob, RequestMetrics, RequestOutput
+from xlaserve.engine.report import EngineReport, SequenceReport
 from xlaserve.errors import InvalidRequestError
 from xlaserve.sampling.beam_search import GenerationParams
 
@@ -33,6 +35,9 @@ class ByteTokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if token_id < 256 else b""
+
+    def token_name(self, token_id: int) -> str:
+        return f"<{token_id}>"
 
     def render_chat(
         self,
@@ -95,7 +100,7 @@ class ScriptedStream:
             finished=finished,
             num_cached_tokens=0,
             metrics=RequestMetrics(self.arrival, first_scheduled_time=self.arrival, first_token_time=self.first_token),
-            prompt_logprobs=self._prompt_logprobs() if self.produced == self.prompt_logprobs_after else None,
+            prompt_logprobs=self._prompt_logprobs() if self.produced == min(self.prompt_logprobs_after, self._total) else None,
         )
 
     def _prompt_logprobs(self) -> list[dict[int, Logprob] | None] | None:
@@ -205,6 +210,17 @@ class ScriptedEngine:
 
     async def reset_prefix_cache(self) -> None:
         await self._call("reset_prefix_cache")
+
+    async def report(self) -> EngineReport:
+        await self._call("report")
+        streams = [stream for stream in self.submitted if stream in self.running]
+        lengths = [len(stream.prompt_token_ids) for stream in streams]
+        running = [
+            SequenceReport(stream.request_id, 0, slot, length, 0, length, 1, self.max_model_len, 1, 0.0)
+            for slot, (stream, length) in enumerate(zip(streams, lengths, strict=True))
+        ]
+        graph = GraphReport("generate-8-128", "generate", 8, 1, 128, "loaded", 0.25, 0.004, 30, 90, 150)
+        return EngineReport(1.0, 8, running, [], [graph])
 
     async def trace(self) -> dict[str, Any]:
         await self._call("trace")

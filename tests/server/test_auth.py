@@ -12,13 +12,16 @@ from fastapi.routing import APIRoute
 from tests.server.live import Live, live_server
 from tests.server.scripted_engine import ScriptedEngine
 from tests.server.test_bad_input import assert_error
+from xlaserve.cli import main
 from xlaserve.errors import ConfigError
 from xlaserve.server.app import create_app
-from xlaserve.server.auth import OPEN_PATHS, api_keys
+from xlaserve.server.auth import api_keys
+from xlaserve.server.page import PATHS
 from xlaserve.server.settings import Cors, ServerSettings
 from xlaserve.server.state import ServerState
 
 KEYS = ("first-key", "second-key")
+OPEN = {"/health", "/ping", "/ready", "/version", "/metrics", *PATHS}
 BODY = {"prompt": "a", "max_tokens": 1}
 
 
@@ -39,7 +42,7 @@ def routes() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("path", "method"), routes())
 def test_every_route_but_the_probes_is_guarded(guarded: Live, path: str, method: str) -> None:
     response = guarded.client.request(method, path)
-    assert (response.status_code != 401) == (path in OPEN_PATHS | {"/metrics"})
+    assert (response.status_code != 401) == (path in OPEN)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +75,7 @@ def test_keys_that_are_accepted(guarded: Live, headers: dict[str, str]) -> None:
     ],
 )
 def test_what_is_refused(guarded: Live, headers: dict[str, str], challenge: str) -> None:
-    for path in ("/v1/completions", "/v1/models", "/docs", "/nothing", "//health", "/health/", "/health/../v1/models", "/version%2f"):
+    for path in ("/v1/completions", "/v1/models", "/docs", "/nothing", "/health/", "/health/../v1/models", "/version%2f"):
         response = guarded.client.post(path, json=BODY, headers=headers)
         error = assert_error(401, response)
         assert (error["type"], error["code"], error["param"]) == ("authentication_error", "invalid_api_key", None)
@@ -169,3 +172,15 @@ def test_the_official_headers() -> None:
     with live_server(ScriptedEngine(), api_keys=KEYS) as live:
         for headers in (sent(OpenAI(api_key=KEYS[0])), sent(Anthropic(api_key=KEYS[1]))):
             assert live.client.get("/v1/models", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("command", [["chat", "-q", "hi"], ["complete", "-p", "hi"]])
+def test_commands_bring_the_key(command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with live_server(ScriptedEngine(), api_keys=KEYS) as live:
+        asked = [*command, "--url", live.url, "--max-tokens=3"]
+        assert main(asked) == 1
+        assert "answered 401 Unauthorized: This server asks for an API key" in capsys.readouterr().err
+        assert main([*asked, "--api-key", KEYS[0]]) == 0
+        monkeypatch.setenv("XLASERVE_API_KEY", KEYS[1])
+        assert main(asked) == 0
+        assert capsys.readouterr().out.splitlines() == ["abc", "abc"]

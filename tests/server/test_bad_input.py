@@ -99,7 +99,35 @@ BOTH: list[tuple[dict[str, Any], str]] = [
     ({"response_format": nested(900)}, "response_format"),
     ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
     ({"suffix": "end"}, "suffix"),
-    ({"best_of": 2}, "best_of"),
+    ({"best_of": 0}, "best_of"),
+    ({"best_of": "2"}, "best_of"),
+    ({"best_of": 2, "stream": True}, "best_of"),
+    ({"best_of": 2, "n": 3}, "best_of"),
+    ({"best_of": 2, "use_beam_search": True}, "best_of"),
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+    ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+    ({"truncate_prompt_tokens": 129}, "truncate_prompt_tokens"),
+    ({"truncate_prompt_tokens": "5"}, "truncate_prompt_tokens"),
+    ({"truncation_side": "middle"}, "truncation_side"),
+    ({"truncation_side": 1}, "truncation_side"),
+    ({"return_token_ids": 1}, "return_token_ids"),
+    ({"return_tokens_as_token_ids": "yes"}, "return_tokens_as_token_ids"),
+    ({"spaces_between_special_tokens": "no"}, "spaces_between_special_tokens"),
+    ({"stream_interval": 0}, "stream_interval"),
+    ({"stream_interval": 1025}, "stream_interval"),
+    ({"stream_interval": 1.5}, "stream_interval"),
+    ({"request_id": ""}, "request_id"),
+    ({"request_id": 5}, "request_id"),
+    ({"request_id": "a b"}, "request_id"),
+    ({"request_id": "a\n"}, "request_id"),
+    ({"request_id": "a" * 129}, "request_id"),
+    ({"logprob_token_ids": [5]}, "logprob_token_ids"),
+    ({"repetition_detection": {"max_pattern_size": 4}}, "repetition_detection"),
+    ({"kv_transfer_params": {"a": 1}}, "kv_transfer_params"),
+    ({"vllm_xargs": {"a": 1}}, "vllm_xargs"),
+    ({"return_token_offsets": True}, "return_token_offsets"),
+    ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
+    ({"cache_salt": ""}, "cache_salt"),
     ({"use_beam_search": 1}, "use_beam_search"),
     ({"use_beam_search": True, "n": 17}, "n"),
     ({"use_beam_search": True, "n": 0}, "n"),
@@ -142,6 +170,9 @@ COMPLETION: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [5] * 128}, "prompt"),
     ({"prompt": ["a", "a" * 128]}, "prompt.1"),
     ({"prompt": "a" * 100, "max_tokens": 29}, "max_tokens"),
+    ({"prompt": "a" * 200, "truncate_prompt_tokens": 128}, "prompt"),
+    ({"max_tokens": 0, "echo": True, "min_tokens": 1}, "min_tokens"),
+    ({"max_tokens": 0, "echo": True, "use_beam_search": True}, "max_tokens"),
     ({"echo": "yes"}, "echo"),
 ]
 CHATS: list[tuple[dict[str, Any], str]] = [
@@ -280,7 +311,7 @@ def test_body_too_large(chunked: bool) -> None:
         assert live.client.post(COMPLETIONS, json={"prompt": "a"}).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/v1/completions/", "/%ff%00", "/v1/models/", "/docs/../etc"])
+@pytest.mark.parametrize("path", ["/v1", "/v1/nothing", "/v1/completions/", "/%ff%00", "/v1/models/", "/docs/../etc"])
 def test_unknown_path(shared: Live, path: str) -> None:
     assert_error(404, shared.client.get(path))
 
@@ -327,6 +358,11 @@ NEUTRAL: dict[str, Any] = {
     "temperature": 0,
     "top_k": -1,
     "stop": None,
+    "stream_interval": 1,
+    "truncate_prompt_tokens": None,
+    "return_token_ids": False,
+    "vllm_xargs": {},
+    "spaces_between_special_tokens": True,
 }
 
 

@@ -104,6 +104,8 @@ def _check(parser: argparse.ArgumentParser, file: str, said: list[tuple[argparse
         raise ConfigError(f"{file}: {message}")
 
     parser.error = refuse
+    for action in parser._actions:  # type: ignore[reportPrivateUsage]
+        action.required = False  # here: the command line may have it
     parser.parse_args([argument for _, arguments in said for argument in arguments])
 
 

@@ -61,6 +61,7 @@ def server_settings(args: argparse.Namespace, environ: Mapping[str, str] = os.en
         log_requests=args.enable_log_requests,
         max_log_len=args.max_log_len,
         otlp_traces_endpoint=args.otlp_traces_endpoint,
+        page=args.page,
         dev_endpoints=args.dev_endpoints,
         profile_dir=args.profile_dir,
     )
@@ -79,6 +80,7 @@ def _add_listening(group: Any) -> None:
     group.add_argument(
         "--send-timeout", type=_seconds, default=60.0, metavar="S", help="seconds a client may leave its stream unread (default: 60)"
     )
+    group.add_argument("--no-ui", dest="page", action="store_false", help="no page at / for browsers")
     dev = "let clients pause the engine, put it to sleep, profile it, and read its trace: for trusted networks only"
     group.add_argument("--dev-endpoints", action="store_true", help=dev)
     group.add_argument("--profile-dir", metavar="DIR", help="where POST /start_profile writes (needs --dev-endpoints)")

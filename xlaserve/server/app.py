@@ -2,75 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from functools import partial
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
 from starlette.responses import Response
 
 from xlaserve import __version__
 from xlaserve.errors import XlaserveError
-from xlaserve.server import control, operations
-from xlaserve.server.auth import OPEN_PATHS, ApiKeys
+from xlaserve.server import control, operations, tokenize
+from xlaserve.server.answer_models import ChatCompletion, Completion, Model, ModelList, Readiness, Text, Tokens, Version
+from xlaserve.server.auth import ApiKeys
 from xlaserve.server.chat import create_chat_completion
 from xlaserve.server.completions import create_completion
 from xlaserve.server.errors import answer_error
 from xlaserve.server.middleware import RequestScope
+from xlaserve.server.page import PATHS, page
+from xlaserve.server.pooling import refuse_pooling
 from xlaserve.server.protocol import ChatCompletionRequest, CompletionRequest
+from xlaserve.server.routes import GENERATES, NEEDS_ENGINE, Route, document
 from xlaserve.server.state import ServerState
 
-Endpoint = Callable[[Request], Awaitable[Response]]
-
-_GET: tuple[tuple[str, Endpoint], ...] = (
-    ("/v1/models", operations.list_models),
-    ("/v1/models/{model:path}", operations.get_model),
-    ("/health", operations.health),
-    ("/ping", operations.health),
-    ("/ready", operations.ready),
-    ("/version", operations.version),
-    ("/metrics", operations.metrics),
+# fmt: off
+_ROUTES = (
+    Route("POST", "/v1/completions", create_completion, CompletionRequest, Completion, events=True, statuses=GENERATES),
+    Route("POST", "/v1/chat/completions", create_chat_completion, ChatCompletionRequest, ChatCompletion, events=True, statuses=GENERATES),
+    Route("POST", "/tokenize", tokenize.tokenize, tokenize.TokenizeRequest, Tokens, statuses=(*NEEDS_ENGINE, 404)),
+    Route("POST", "/detokenize", tokenize.detokenize, tokenize.DetokenizeRequest, Text, statuses=(*NEEDS_ENGINE, 404)),
+    *(Route("POST", path, refuse_pooling, answer=None, statuses=(*NEEDS_ENGINE, 400)) for path in (
+        "/v1/embeddings", "/pooling", "/classify", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank")),
+    Route("GET", "/v1/models", operations.list_models, answer=ModelList, statuses=NEEDS_ENGINE),
+    Route("GET", "/v1/models/{model:path}", operations.get_model, answer=Model, statuses=(*NEEDS_ENGINE, 404)),
+    Route("GET", "/health", operations.health, answer=None, alike=(503,), guarded=False),
+    Route("GET", "/ping", operations.health, answer=None, alike=(503,), guarded=False),
+    Route("GET", "/ready", operations.ready, answer=Readiness, alike=(503,), guarded=False),
+    Route("GET", "/version", operations.version, answer=Version, guarded=False),
+    Route("GET", "/engine", operations.engine, statuses=NEEDS_ENGINE),
+    Route("GET", "/metrics", operations.metrics, answer="text/plain"),
 )
-_DEV: tuple[tuple[str, str, Endpoint], ...] = (
-    ("POST", "/pause", control.pause),
-    ("POST", "/resume", control.resume),
-    ("GET", "/is_paused", control.is_paused),
-    ("POST", "/sleep", control.sleep),
-    ("POST", "/wake_up", control.wake_up),
-    ("GET", "/is_sleeping", control.is_sleeping),
-    ("POST", "/reset_prefix_cache", control.reset_prefix_cache),
-    ("GET", "/trace", control.trace),
+_DEV = (
+    Route("POST", "/pause", control.pause, query={"mode": ("keep", "abort", "wait")}, statuses=(*NEEDS_ENGINE, 409)),
+    Route("POST", "/resume", control.resume, statuses=(*NEEDS_ENGINE, 400, 409)),
+    Route("GET", "/is_paused", control.is_paused, statuses=(*NEEDS_ENGINE, 400)),
+    Route("POST", "/sleep", control.sleep, query={"level": ("1", "2")}, statuses=NEEDS_ENGINE),
+    Route("POST", "/wake_up", control.wake_up, answer=None, statuses=(*NEEDS_ENGINE, 400)),
+    Route("GET", "/is_sleeping", control.is_sleeping, statuses=(*NEEDS_ENGINE, 400)),
+    Route("POST", "/reset_prefix_cache", control.reset_prefix_cache, answer=None, statuses=(*NEEDS_ENGINE, 400)),
+    Route("GET", "/trace", control.trace, statuses=(*NEEDS_ENGINE, 400)),
 )
-_POST: tuple[tuple[str, Endpoint, type[BaseModel]], ...] = (
-    ("/v1/completions", create_completion, CompletionRequest),
-    ("/v1/chat/completions", create_chat_completion, ChatCompletionRequest),
-)
+# fmt: on
 
 
 def create_app(state: ServerState) -> FastAPI:
     """The application on `state`. Until `state.attach` is called, requests that need the engine get a 503 that says so."""
     app = FastAPI(title="xlaserve", version=__version__, redirect_slashes=False)
     app.state.server = state
-    for path, endpoint in _GET:
-        app.add_api_route(path, endpoint, methods=["GET"], response_class=Response, response_model=None)
-    for path, endpoint, body in _POST:
-        app.add_api_route(path, endpoint, methods=["POST"], response_class=Response, response_model=None, openapi_extra=_schema(body))
-    for method, path, endpoint in _DEV if state.settings.dev_endpoints else ():
-        app.add_api_route(path, endpoint, methods=[method], response_class=Response, response_model=None)
+    routes = (*_ROUTES, *(_DEV if state.settings.dev_endpoints else ()))
+    for route in routes:
+        route.add_to(app)
+    for path in PATHS if state.settings.page else ():
+        app.add_api_route(path, page, methods=["GET"], response_class=Response, response_model=None, include_in_schema=False)
+    app.openapi = partial(document, app, routes)  # type: ignore[method-assign]
     for kind in (HTTPException, XlaserveError, ValidationError):
         app.add_exception_handler(kind, answer_error)
-    _add_middleware(app, state)
+    open_paths = {route.path for route in routes if not route.guarded}
+    _add_middleware(app, state, frozenset(open_paths if state.settings.guard_metrics else {*open_paths, "/metrics"}))
     return app
 
 
-def _add_middleware(app: FastAPI, state: ServerState) -> None:
+def _add_middleware(app: FastAPI, state: ServerState, open_paths: frozenset[str]) -> None:
     # The last is the outermost: refusals have a request id and are counted, and browsers may read them.
     settings = state.settings
     if settings.api_keys:
-        app.add_middleware(ApiKeys, keys=settings.api_keys, open_paths=OPEN_PATHS | (set() if settings.guard_metrics else {"/metrics"}))
+        # The page holds no data: it asks for the key, and brings it where it asks for some.
+        app.add_middleware(ApiKeys, keys=settings.api_keys, open_paths=open_paths.union(PATHS if settings.page else ()))
     if settings.cors is not None:
         app.add_middleware(
             CORSMiddleware,
@@ -81,13 +88,3 @@ def _add_middleware(app: FastAPI, state: ServerState) -> None:
             expose_headers=("X-Request-Id", "Retry-After"),
         )
     app.add_middleware(RequestScope, state=state)
-
-
-def _schema(body: type[BaseModel]) -> dict[str, Any]:
-    # The endpoints read the body themselves, with their own limits and errors, so FastAPI cannot derive its schema.
-    schema = body.model_json_schema()
-    for definition in schema.pop("$defs", {}).values():
-        for name, field in schema["properties"].items():
-            if {"$ref": f"#/$defs/{definition['title']}"} in field.get("anyOf", []):
-                schema["properties"][name] = {"anyOf": [definition, {"type": "null"}]}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

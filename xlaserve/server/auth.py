@@ -1,6 +1,6 @@
 """Who may use the server: API keys, compared in constant time, before anything else of a request is looked at.
 
-Everything asks for a key but the probes, so an endpoint that somebody adds is guarded unless it is named here.
+Everything asks for a key but what its route says is open, which are the probes, and the page's files.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from xlaserve.errors import ConfigError
 from xlaserve.server.errors import Problem
-
-OPEN_PATHS = frozenset({"/health", "/ping", "/ready", "/version"})
-"""What orchestrators and balancers ask without a key."""
 
 ENVIRONMENT = "XLASERVE_API_KEY"
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from xlaserve.engine.messages import EngineInfo
 from xlaserve.engine.modes import PauseMode, SleepLevel
 from xlaserve.engine.outputs import EngineStats, RequestOutput
+from xlaserve.engine.report import EngineReport
 from xlaserve.sampling.beam_search import GenerationParams
 
 
@@ -25,6 +26,8 @@ class TextCodec(Protocol):
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
 
     def token_bytes(self, token_id: int) -> bytes: ...
+
+    def token_name(self, token_id: int) -> str: ...
 
     def render_chat(
         self,
@@ -98,5 +101,7 @@ class Engine(Protocol):
     async def reset_prefix_cache(self) -> None: ...
 
     async def trace(self) -> dict[str, Any]: ...
+
+    async def report(self) -> EngineReport: ...
 
     async def close(self) -> None: ...

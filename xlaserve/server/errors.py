@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from xlaserve.errors import (
     CallFailedError,
@@ -46,6 +47,10 @@ _ABSOLUTE_FOLDER = re.compile(r"(?<![\w:/.])(?:[A-Za-z]:)?[/\\](?:[\w.+@~ -]+[/\
 
 class ContextLengthError(InvalidRequestError):
     """The prompt, or the prompt with the tokens asked for, is longer than the model's context."""
+
+
+class UnsupportedByModelError(XlaserveError):
+    """The endpoint needs a model of another kind."""
 
 
 class NotReadyError(XlaserveError):
@@ -102,6 +107,8 @@ def problem_of(error: BaseException) -> Problem:
             return _invalid_field(error)
         case ModelNotFoundError():
             return Problem(404, str(error), "invalid_request_error", "model", "model_not_found")
+        case UnsupportedByModelError():
+            return Problem(400, str(error), "invalid_request_error", "model", "unsupported_by_model")
         case OverloadedError():
             return Problem(503, str(error), "server_error", None, "overloaded", {"Retry-After": "1"})
         case NotReadyError():
@@ -130,9 +137,9 @@ async def answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException) and error.status_code == HTTPStatus.NOT_FOUND:
         return Problem(404, f"There is nothing at {request.url.path}.", "invalid_request_error", None, "not_found").response()
     if isinstance(error, HTTPException) and error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = (error.headers or {}).get("Allow", "another method")
+        allowed = ", ".join(sorted(_methods(request)))
         message = f"{request.method} is not allowed at {request.url.path}: use {allowed}."
-        return Problem(405, message, "invalid_request_error", None, "method_not_allowed", error.headers or {}).response()
+        return Problem(405, message, "invalid_request_error", None, "method_not_allowed", {"Allow": allowed}).response()
     return problem_of(error).response()
 
 
@@ -151,6 +158,12 @@ def shown(value: object) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     text = repr(value)
     return text if len(text) <= 80 else text[:80] + "..."
+
+
+def _methods(request: Request) -> set[str]:
+    """Of all routes at the request's path; Starlette names those of the first."""
+    matching = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    return {method for route in matching for method in route.methods}
 
 
 def _invalid_field(error: ValidationError) -> Problem:

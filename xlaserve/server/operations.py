@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
@@ -42,6 +44,17 @@ async def version(request: Request) -> Response:
     return _json({"version": __version__})
 
 
+async def engine(request: Request) -> Response:
+    """GET /engine: statistics, who holds which slot, who waits, and how each graph is used. Prompts and answers are not in it."""
+    engine = state_of(request).require_engine()
+    report = await engine.report()
+    content = {
+        **report._asdict(),
+        **{name: [entry._asdict() for entry in getattr(report, name)] for name in ("running", "waiting", "graphs")},
+    }
+    return _json({"stats": asdict(engine.stats()), "report": content})
+
+
 async def metrics(request: Request) -> Response:
     """GET /metrics, in Prometheus' text format."""
     return Response(state_of(request).metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -56,6 +69,8 @@ def _card(engine: Engine, state: ServerState) -> dict[str, object]:
         "root": engine.model_name,
         "parent": None,
         "max_model_len": engine.max_model_len,
+        # What vLLM's clients look for; this server knows no owners and nothing to fine-tune.
+        "permission": [],
     }
 
 

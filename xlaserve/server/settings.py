@@ -60,6 +60,7 @@ class ServerSettings:
         log_requests: whether every generation is a line in the log, with its parameters.
         max_log_len: characters of the prompt in such a line.
         otlp_traces_endpoint: URL of an OpenTelemetry collector that gets a span of every generation.
+        page: whether browsers get a page at `/`.
         dev_endpoints: whether clients may pause the engine, put it to sleep, and look into it.
         profile_dir: where profiles go that clients may start with `dev_endpoints`.
     """
@@ -79,5 +80,6 @@ class ServerSettings:
     log_requests: bool = False
     max_log_len: int = 0
     otlp_traces_endpoint: str | None = None
+    page: bool = True
     dev_endpoints: bool = False
     profile_dir: str | None = None

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from typing import Any, Literal
 
+from starlette.applications import Starlette
 from starlette.requests import Request
 
 from xlaserve.errors import EngineDeadError, ModelNotFoundError
@@ -124,6 +125,11 @@ class ServerState:
 
 def state_of(request: Request) -> ServerState:
     """The state of the application that handles the request."""
-    state = request.app.state.server
+    return state_of_app(request.app)
+
+
+def state_of_app(app: Starlette) -> ServerState:
+    """The state of an application."""
+    state = app.state.server
     assert isinstance(state, ServerState)
     return state
