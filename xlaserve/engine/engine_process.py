@@ -21,6 +21,7 @@ from xlaserve.engine.config import EngineConfig
 from xlaserve.engine.connection import OnEvents, OnFailure
 from xlaserve.engine.framing import FrameReader, FrameWriter
 from xlaserve.engine.front_end import FrontEnd
+from xlaserve.engine.log_format import current_format
 from xlaserve.engine.messages import Add, EngineInfo, Failed, Finish, FromEngine, Progress, Ready, Reply, Start, Step, ToEngine
 from xlaserve.engine.outputs import EngineStats
 from xlaserve.engine.request import Request
@@ -87,7 +88,8 @@ class EngineProcess(asyncio.Protocol):
         with theirs:
             self._process = _spawn(theirs)
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
-        self._send(Start(config, logging.getLogger("xlaserve").getEffectiveLevel(), os.environ.get("PYTHONPATH")))
+        level = logging.getLogger("xlaserve").getEffectiveLevel()
+        self._send(Start(config, level, os.environ.get("PYTHONPATH"), current_format()))
 
     def listen(self, on_events: OnEvents, on_failure: OnFailure) -> None:
         """As in `Connection`."""
