@@ -211,13 +211,13 @@ def test_stablehlo_that_cannot_be_used_is_traced_again_with_a_note(case: str, se
         wanted = "sha256"
     elif case == "no StableHLO":
         store.save(GENERATE.name, stablehlo=b"whole, but no StableHLO")
-        wanted = f"{GENERATE.name}: stored StableHLO is no exported StableHLO that JAX"
+        wanted = f"{GENERATE.name}: stored StableHLO: it is none that JAX"
     elif case == "another graph's":
         store.save(GENERATE.name, stablehlo=store.stablehlo(SEAT.name))
-        wanted = f"{GENERATE.name}: stored StableHLO its arguments are not this graph's"
+        wanted = f"{GENERATE.name}: stored StableHLO: its arguments are not this graph's"
     else:
         store.save(GENERATE.name, stablehlo=compiler_module.export(setup.spec, GENERATE, "cuda"))
-        wanted = f"{GENERATE.name}: stored StableHLO JAX does not take it"
+        wanted = f"{GENERATE.name}: stored StableHLO: JAX does not take it"
     graph = prepare(setup.spec, store, ONE)[GENERATE]
     assert graph.source == "compiled"
     assert graph.note is not None
@@ -239,7 +239,7 @@ def test_stablehlo_that_the_compiler_refuses_is_traced_again(setup: Setup, tmp_p
 
     monkeypatch.setattr(compiler_module, "lower_portable", lower_portable)
     for graph in prepare(setup.spec, store, ONE).values():
-        assert (graph.source, graph.note) == ("compiled", f"{graph.bucket.name}: stored StableHLO does not compile: unknown op")
+        assert (graph.source, graph.note) == ("compiled", f"{graph.bucket.name}: stored StableHLO: does not compile: unknown op")
 
 
 @pytest.mark.usefixtures("compiled_before")
@@ -422,7 +422,7 @@ def test_each_family_is_compiled_under_its_own_conditions(setup: Setup, monkeypa
         def __init__(self, bucket: Bucket | UpkeepBucket) -> None:
             self.bucket = bucket
 
-        def compile(self) -> object:
+        def compile(self) -> Lowered:
             seen[self.bucket.name] = held.family
             return None
 

@@ -11,6 +11,7 @@ import pytest
 
 from xlaserve import LLM, SamplingParams
 from xlaserve.buckets.compiler import workspace_of
+from xlaserve.buckets.executable import memory
 from xlaserve.buckets.graphs import lower
 from xlaserve.buckets.ladder import BLANK, COPY, UPKEEP, ContextBucket, GenerateBucket
 from xlaserve.buckets.workspace import workspace_bytes
@@ -26,7 +27,7 @@ def live_bytes() -> dict[int, int]:
 def test_every_graph_needs_less_than_was_planned(tiny_llm: LLM) -> None:
     engine = tiny_llm._engine
     memory = engine.plan.limits.memory
-    needs = {bucket.name: workspace_of(graph.run) for bucket, graph in engine.graphs.items() if bucket != BLANK}
+    needs = {bucket.name: workspace_of(graph.memory) for bucket, graph in engine.graphs.items() if bucket != BLANK}
     assert None not in needs.values()
     largest = max(need for need in needs.values() if need is not None)
     assert largest <= memory.workspace <= 8 * largest, "a bound that is far off wastes memory"
@@ -89,7 +90,7 @@ def test_short_types_are_widened_on_cpu_and_planned_for(tiny_llm: LLM) -> None:
     assert plan.platform.widens("bfloat16")
     weights = plan.weight_bytes // 2
     for bucket in (ContextBucket(1, 32, 16), GenerateBucket(2, 16), COPY):
-        needed = workspace_of(lower(spec, bucket, device).compile())
+        needed = workspace_of(memory(lower(spec, bucket, device).compile()))
         bound = workspace_bytes(plan.model, 2, spec.block_size, True, () if bucket in UPKEEP else (bucket,))  # type: ignore[arg-type]
         assert needed is not None
         assert needed <= bound + 2 * weights + 400 * 2 * block, bucket.name

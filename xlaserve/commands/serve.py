@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until a signal; see `xlaserve.server.lifecycle.serve`."""
+    from xlaserve.engine.engine_spawn import spawn_engine
+
+    spawned = spawn_engine()  # first of all: it imports JAX while this process imports the server
     from xlaserve.server.lifecycle import Progress, address, bind, serve
     from xlaserve.server.settings import ServerSettings
 
@@ -65,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         from xlaserve.engine.config import EngineConfig
         from xlaserve.engine.engine_process import start_engine
 
-        return await start_engine(EngineConfig(model=args.model, **engine_options(args)), progress)
+        return await start_engine(EngineConfig(model=args.model, **engine_options(args)), progress, spawned)
 
     return serve(listener, settings, start, lambda engine: _say(_welcome(engine, url)), _say)
 

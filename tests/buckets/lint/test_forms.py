@@ -17,9 +17,9 @@ from xlaserve.buckets.lint.files import lint_files, module_files
 from xlaserve.buckets.lint.hlo import hlo_text, read_hlo
 from xlaserve.buckets.lint.module import Module, Op
 from xlaserve.buckets.lint.stablehlo import read_stablehlo
-from xlaserve.buckets.lint.target import TARGETS
 from xlaserve.cli import main
 from xlaserve.errors import ArtifactError
+from xlaserve.platforms.neuron_targets import TARGETS
 
 
 def step(x: Any, kv: Any, i: Any) -> Any:

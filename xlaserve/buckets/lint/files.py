@@ -11,8 +11,8 @@ from xlaserve.buckets.lint.module import Module
 from xlaserve.buckets.lint.report import Report
 from xlaserve.buckets.lint.rule import Subject
 from xlaserve.buckets.lint.stablehlo import parse_stablehlo, read_stablehlo
-from xlaserve.buckets.lint.target import Target
 from xlaserve.errors import ArtifactError
+from xlaserve.platforms.neuron_targets import Target
 
 STABLEHLO = (".mlir", ".mlirbc")
 HLO_TEXT = (".hlo", ".txt")
