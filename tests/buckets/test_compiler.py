@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xlaserve.buckets import compiler as compiler_module
 from xlaserve.buckets import _compat, executable, keys
+from xlaserve.buckets import compiler as compiler_module
 from xlaserve.buckets.compile_events import COMPILE_EVENTS
 from xlaserve.buckets.compiler import Compiler, Graph, collect, export_all
 from xlaserve.buckets.directories import load
@@ -339,7 +339,7 @@ def test_results_are_what_graphs_give(setup: Setup) -> None:
 
 
 def test_jax_still_builds_executables_of_the_fields_that_are_known(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`xlaserve.buckets._compat` knows the fields of one private class of JAX; a field that it does not know must be an error that says so."""
+    """`xlaserve.buckets._compat` knows the fields of one private class of JAX; one that it does not know must be an error that says so."""
     from jax._src.interpreters import pxla
 
     arguments = entry(setup.spec, SEAT).arguments

@@ -49,7 +49,7 @@ def lower_portable(content: bytes, spec: GraphSpec, bucket: Bucket | UpkeepBucke
     """
     graph = entry(spec, bucket)
     given = results(spec, bucket)
-    exported = _read(content)
+    exported = read_exported(content)
     for what, here, found in (("arguments", graph.arguments, exported.in_avals), ("results", given, exported.out_avals)):
         shapes = [(tuple(array.shape), str(array.dtype)) for array in jax.tree.leaves(here)]
         if shapes != [(tuple(array.shape), str(array.dtype)) for array in found]:
@@ -80,7 +80,8 @@ def _forget_places(lowered: jax.stages.Lowered) -> None:
         PassManager.parse("builtin.module(strip-debuginfo)").run(module.operation)
 
 
-def _read(content: bytes) -> jax.export.Exported:
+def read_exported(content: bytes) -> jax.export.Exported:
+    """What `export` gave. ArtifactError where it cannot be read."""
     try:
         return jax.export.deserialize(bytearray(content))
     except Exception as error:  # the reader of the format raises whatever the bytes lead it to
