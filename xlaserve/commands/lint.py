@@ -1,8 +1,8 @@
 """Check every graph that a Neuron device would get against what its compiler is known to refuse. Needs neither weights nor the device.
 
 PATH is a model (a folder with config.json, a .gguf file or a hub id; without it the demo model), or modules that were lowered before: an
-artifact directory, a file or a folder of .mlir and .mlirbc (StableHLO), .hlo and .txt (HLO text), .pb (HLO protos). The exit status is 1 where
-there is an error.
+artifact directory, a file or a folder of .mlir and .mlirbc (StableHLO), .hlo and .txt (HLO text), .pb (HLO protos). The exit status is 1
+where there is an error.
 """
 
 from __future__ import annotations
