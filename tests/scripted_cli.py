@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -42,8 +43,9 @@ async def start_engine(config: EngineConfig, progress: Callable[[str], None], _s
     return engine
 
 
-def spawn_engine() -> None:
+def spawn_engine() -> AbstractContextManager[None]:
     """A scripted engine has no process."""
+    return nullcontext()
 
 
 if __name__ == "__main__":

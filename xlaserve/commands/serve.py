@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from xlaserve.commands.engine_flags import add_engine_arguments, engine_options, size
 
 if TYPE_CHECKING:
+    from xlaserve.engine.engine_spawn import Spawned
     from xlaserve.server.engine import Engine
 
 SUMMARY = "serve a model over HTTP, OpenAI-compatible"
@@ -52,7 +53,11 @@ def run(args: argparse.Namespace) -> int:
     """Serves until a signal; see `xlaserve.server.lifecycle.serve`."""
     from xlaserve.engine.engine_spawn import spawn_engine
 
-    spawned = spawn_engine()  # first of all: it imports JAX while this process imports the server
+    with spawn_engine() as spawned:  # first of all: it imports JAX while this process imports the server
+        return _serve(args, spawned)
+
+
+def _serve(args: argparse.Namespace, spawned: Spawned) -> int:
     from xlaserve.server.lifecycle import Progress, address, bind, serve
     from xlaserve.server.settings import ServerSettings
 

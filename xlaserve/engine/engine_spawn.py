@@ -27,6 +27,15 @@ class Spawned:
     process: subprocess.Popen[bytes]
     end: socket.socket
 
+    def __enter__(self) -> Spawned:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """No process is left, whether it has been told anything or not."""
+        self.end.close()
+        self.process.kill()
+        self.process.wait()
+
 
 def spawn_engine() -> Spawned:
     """Start a fresh interpreter, not a copy of this one, that holds the other end of the socket."""
