@@ -15,6 +15,8 @@ from xlaserve.buckets.executable import memory
 from xlaserve.buckets.graphs import lower
 from xlaserve.buckets.ladder import BLANK, COPY, UPKEEP, ContextBucket, GenerateBucket
 from xlaserve.buckets.workspace import workspace_bytes
+from xlaserve.engine.build import plan_graphs
+from xlaserve.engine.config import EngineConfig
 from xlaserve.engine.runner import Runner
 
 
@@ -94,5 +96,7 @@ def test_short_types_are_widened_on_cpu_and_planned_for(tiny_llm: LLM) -> None:
         bound = workspace_bytes(plan.model, 2, spec.block_size, True, () if bucket in UPKEEP else (bucket,))  # type: ignore[arg-type]
         assert needed is not None
         assert needed <= bound + 2 * weights + 400 * 2 * block, bucket.name
-        if bucket is COPY:
-            assert needed > bound, "without room for the copies it would not fit"
+    # How many of these copies a graph has differs between versions of XLA; there must be room for all.
+    limits, *_ = plan_graphs(EngineConfig(dtype="bfloat16", block_size=spec.block_size, num_blocks=400), plan.model, plan.platform)
+    assert limits.memory.wide_block == 2 * block
+    assert limits.memory.workspace >= 2 * weights
