@@ -211,7 +211,7 @@ def compile_graphs(
     if any(graph.source != "loaded" for graph in graphs.values()):
         progress(f"graphs are kept in {stores.cache.directory}")
     # What BLANK gives is the KV cache itself, where there is none.
-    found = {graph.bucket.name: workspace_of(graph.run) for graph in graphs.values() if graph.bucket != BLANK}
+    found = {graph.bucket.name: workspace_of(graph.memory) for graph in graphs.values() if graph.bucket != BLANK}
     if needs := {name: workspace for name, workspace in found.items() if workspace is not None}:
         largest = max(needs, key=needs.__getitem__)
         progress(f"memory    {plan.limits.memory.compare(needs[largest], largest)}")

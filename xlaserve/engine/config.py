@@ -46,7 +46,7 @@ class EngineConfig:
         context_buckets: chunk lengths in tokens that there are to be context graphs for, multiples of the block size.
         generate_buckets: lengths of context in tokens that there are to be generate graphs for, multiples of the block size; the longest
             must hold the longest sequence.
-        neuron: what the user sets of the Neuron platform; others do not look at it.
+        neuron: what the user sets of the Neuron platform; others refuse it.
         compile_cache: directory that compiled graphs are kept in.
         artifacts: directory that `xlaserve compile -o` made; graphs are loaded from there, and sizes left open are taken from it.
         artifacts_only: fail rather than compile a graph.
