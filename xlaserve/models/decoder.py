@@ -8,9 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from xlaserve.models.config import ModelConfig
 from xlaserve.models.layers import Attend, Attention, Embedding, GatedMLP, Linear, RMSNorm
+from xlaserve.platforms.mesh import concatenated, spread
 
 
 class DecoderLayer(nn.Module):
@@ -44,7 +46,7 @@ class Backbone(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.embed_tokens = Embedding(c.vocab_size, c.hidden_size, self.dtype)
+        self.embed_tokens = Embedding(c.vocab_rows, c.hidden_size, self.dtype, c.shards)
         self.blocks = [DecoderLayer(c, i, self.dtype, name=f"layers.{i}") for i in range(c.num_layers)]
         self.norm = RMSNorm(c.norm_eps, c.unit_offset_norm, self.dtype)
 
@@ -58,7 +60,7 @@ class Backbone(nn.Module):
         return self.norm(x)
 
     def logits(self, x: Array) -> Array:
-        """Logits from hidden states through the embedding table."""
+        """Logits from hidden states through the embedding table; where devices share it, those of its rows."""
         return self.embed_tokens.logits(x)
 
 
@@ -81,7 +83,7 @@ class CausalLM(nn.Module):
     def setup(self) -> None:
         self.model = Backbone(self.config, self.dtype)
         if not self.config.tie_embeddings:
-            self.lm_head = Linear(self.config.vocab_size, False, self.dtype)
+            self.lm_head = Linear(self.config.vocab_rows, False, self.dtype, self.config.shards)
 
     def __call__(self, tokens: Array, positions: Array, attend: Attend, rows: Array | None = None) -> Array:
         x = self.hidden(tokens, positions, attend)
@@ -96,6 +98,8 @@ class CausalLM(nn.Module):
     def head(self, x: Array) -> Array:
         """float32 logits `[..., vocab]` of hidden states `[..., hidden]`."""
         logits = self.model.logits(x) if self.config.tie_embeddings else self.lm_head(x)
+        if self.config.shards > 1:
+            logits = concatenated(logits, self.config.shards)[..., : self.config.vocab_size]
         logits = logits.astype(jnp.float32)
         if self.config.logit_softcap is not None:
             logits = jnp.tanh(logits / self.config.logit_softcap) * self.config.logit_softcap
@@ -103,7 +107,12 @@ class CausalLM(nn.Module):
 
 
 def parameter_shapes(config: ModelConfig, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Name, shape and dtype of every parameter, in a fixed order: the order of the flat tuple that graphs take."""
+    """Name, shape and dtype of every parameter, in a fixed order: the order of the flat tuple that graphs take.
+
+    Args:
+        config: the model, or what one device has of it; then the shapes are what all devices together hold, and say how it is split.
+        dtype: of the weights.
+    """
 
     def attend(_layer: int, q: Array, _k: Array, _v: Array, **_options: Any) -> Array:
         return q
@@ -111,7 +120,14 @@ def parameter_shapes(config: ModelConfig, dtype: Any) -> dict[str, jax.ShapeDtyp
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     model = CausalLM(config, dtype)
     tree = jax.eval_shape(lambda t: model.init(jax.random.key(0), t, t, attend), tokens)["params"]
-    return {".".join(str(p.key) for p in path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))[0]
+    return {".".join(str(p.key) for p in path): _whole(leaf, config.shards) for path, leaf in leaves}
+
+
+def _whole(parameter: Any, shards: int) -> jax.ShapeDtypeStruct:
+    if isinstance(parameter, nn.Partitioned):
+        return spread(parameter.value, shards, PartitionSpec(*parameter.names))
+    return spread(parameter, shards)
 
 
 def parameter_tree(names: tuple[str, ...], values: tuple[Array, ...]) -> dict[str, Any]:
