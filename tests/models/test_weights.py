@@ -30,7 +30,7 @@ def load(path: Path, dtype: str = "float32") -> dict[str, jax.Array]:
     checkpoint = open_checkpoint(path)
     config = model_config(checkpoint.config)
     shapes = parameter_shapes(config, np.dtype(dtype) if dtype == "float32" else jax.numpy.dtype(dtype))
-    placed = load_weights(checkpoint, shapes, jax.devices("cpu")[0], fused_rows=fused_rows(config))
+    placed = load_weights(checkpoint, shapes, jax.devices("cpu")[:1], rows=checkpoint_rows(config))
     return dict(zip(shapes, placed, strict=True))
 
 

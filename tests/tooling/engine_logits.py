@@ -16,7 +16,7 @@ import numpy as np
 
 from xlaserve.models.checkpoint import open_checkpoint
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
-from xlaserve.models.layers import fused_rows
+from xlaserve.models.layers import checkpoint_rows
 from xlaserve.models.registry import model_config
 from xlaserve.models.weights import load_weights
 from xlaserve.paged.attention import PagedKV, StepShape
@@ -38,7 +38,7 @@ class LogitsEngine:
         self.config = model_config(checkpoint.config)
         shapes = parameter_shapes(self.config, jnp.dtype("float32"))
         self._names = tuple(shapes)
-        self._params = load_weights(checkpoint, shapes, jax.devices("cpu")[0], fused_rows=fused_rows(self.config))
+        self._params = load_weights(checkpoint, shapes, jax.devices("cpu")[:1], rows=checkpoint_rows(self.config))
         self._model = CausalLM(self.config, jnp.dtype("float32"))
         self._attention: str = attention
         self._blocks = -(-max_len // BLOCK)

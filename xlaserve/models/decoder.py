@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from xlaserve.models.config import ModelConfig
 from xlaserve.models.layers import Attend, Attention, Embedding, GatedMLP, Linear, RMSNorm
-from xlaserve.platforms.mesh import concatenated, spread
+from xlaserve.platforms.mesh import concatenated, spread, with_axis
 
 
 class DecoderLayer(nn.Module):
@@ -119,7 +119,8 @@ def parameter_shapes(config: ModelConfig, dtype: Any) -> dict[str, jax.ShapeDtyp
 
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     model = CausalLM(config, dtype)
-    tree = jax.eval_shape(lambda t: model.init(jax.random.key(0), t, t, attend), tokens)["params"]
+    init = with_axis(lambda t: model.init(jax.random.key(0), t, t, attend)["params"], config.shards)
+    tree = jax.eval_shape(init, tokens)
     leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))[0]
     return {".".join(str(p.key) for p in path): _whole(leaf, config.shards) for path, leaf in leaves}
 

@@ -92,6 +92,13 @@ def on_each_device(function: Callable[..., Any], arguments: Any, results: Any) -
     return jax.shard_map(function, mesh=mesh, in_specs=specs(arguments), out_specs=specs(results), check_vma=False)
 
 
+def with_axis(function: Callable[..., Any], shards: int) -> Callable[..., Any]:
+    """The function as one of several devices runs it, for asking what shapes it gives."""
+    if shards == 1:
+        return function
+    return jax.vmap(function, in_axes=None, out_axes=None, axis_size=shards, axis_name=AXIS)
+
+
 def total(x: jax.Array, shards: int) -> jax.Array:
     """The sum of what all devices have, on each of them."""
     return x if shards == 1 else jax.lax.psum(x, AXIS)
