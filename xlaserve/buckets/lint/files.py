@@ -8,6 +8,7 @@ from pathlib import Path
 from xlaserve.buckets.lint.hlo import hlo_text, proto_text, read_hlo
 from xlaserve.buckets.lint.linter import Linter
 from xlaserve.buckets.lint.module import Module
+from xlaserve.buckets.lint.one_device import one_device
 from xlaserve.buckets.lint.report import Report
 from xlaserve.buckets.lint.rule import Subject
 from xlaserve.buckets.lint.stablehlo import parse_stablehlo, read_stablehlo
@@ -50,7 +51,7 @@ def _read(file: Path) -> list[Module]:
             return [read_hlo(file.read_text(), file.name)]
         if file.suffix in HLO_PROTO:
             return [read_hlo(proto_text(file.read_bytes()), file.name)]
-        module = parse_stablehlo(file.read_bytes())
+        module = one_device(parse_stablehlo(file.read_bytes()))
         return [read_stablehlo(module, file.name), read_hlo(hlo_text(module), file.name)]
     except UnicodeDecodeError as error:
         raise ArtifactError(f"{file}: is not text: {error}") from error
