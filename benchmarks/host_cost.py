@@ -19,6 +19,7 @@ import numpy as np
 from xlaserve.buckets.graphs import StepOutput
 from xlaserve.buckets.ladder import make_ladder
 from xlaserve.engine.core import EngineCore
+from xlaserve.engine.graph_table import GraphTable
 from xlaserve.engine.output_processor import OutputProcessor, Request
 from xlaserve.engine.outputs import RequestMetrics
 from xlaserve.engine.scheduler import Scheduler
@@ -57,7 +58,7 @@ def engine(running: int, *, prefix_caching: bool) -> tuple[EngineCore, OutputPro
     scheduler = Scheduler(
         ladder, pool, max_num_seqs=running, max_model_len=LENGTH, max_num_batched_tokens=budget, prefix_caching=prefix_caching
     )
-    core = EngineCore(scheduler, NoDevice(), pool, running)  # type: ignore[arg-type]
+    core = EngineCore(scheduler, NoDevice(), pool, running, GraphTable(ladder, {}))  # type: ignore[arg-type]
     processor = OutputProcessor(Letters())  # type: ignore[arg-type]
     params = SamplingParams(temperature=0.8, max_tokens=None)
     for i in range(running):

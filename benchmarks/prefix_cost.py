@@ -18,6 +18,7 @@ from benchmarks.host_cost import BLOCK, NoDevice
 from xlaserve import LLM, SamplingParams
 from xlaserve.buckets.ladder import make_ladder
 from xlaserve.engine.core import EngineCore
+from xlaserve.engine.graph_table import GraphTable
 from xlaserve.engine.outputs import RequestMetrics
 from xlaserve.engine.scheduler import Scheduler
 from xlaserve.engine.sequence import Sequence
@@ -32,7 +33,7 @@ def host_seconds(length: int, *, caching: bool) -> list[float]:
     most, budget = length + 1, 512
     ladder = make_ladder(max_model_len=most, max_num_seqs=1, max_num_batched_tokens=budget, block_size=BLOCK, static_width=False)
     scheduler = Scheduler(ladder, pool, max_num_seqs=1, max_model_len=most, max_num_batched_tokens=budget, prefix_caching=caching)
-    core = EngineCore(scheduler, NoDevice(), pool, 1)  # type: ignore[arg-type]
+    core = EngineCore(scheduler, NoDevice(), pool, 1, GraphTable(ladder, {}))  # type: ignore[arg-type]
     taken: list[float] = []
     for number in range(REPEATS):
         ids = list(range(number, number + length))

@@ -39,6 +39,8 @@ HOST_ONLY = (
     "engine.calls",
     "engine.modes",
     "engine.trace",
+    "engine.report",
+    "engine.graph_table",
     "engine.front_end",
     "engine.engine_process",
     "engine.engine_main",

@@ -12,6 +12,7 @@ from xlaserve.buckets.ladder import make_ladder
 from xlaserve.engine.beam_group import BeamGroup
 from xlaserve.engine.core import EngineCore
 from xlaserve.engine.decision import Decision
+from xlaserve.engine.graph_table import GraphTable
 from xlaserve.engine.messages import TokenEvent
 from xlaserve.engine.outputs import RequestMetrics
 from xlaserve.engine.scheduler import Scheduler
@@ -86,7 +87,15 @@ class Simulation:
             by_priority=s.by_priority,
         )
         self.runner = FakeRunner(s.num_blocks, s.block, s.max_num_seqs)
-        self.core = EngineCore(self.scheduler, self.runner, self.pool, s.max_num_seqs, async_scheduling=s.async_scheduling)  # type: ignore[arg-type]
+        self.graphs = GraphTable(ladder, {})
+        self.core = EngineCore(
+            self.scheduler,
+            self.runner,  # type: ignore[arg-type]
+            self.pool,
+            s.max_num_seqs,
+            self.graphs,
+            async_scheduling=s.async_scheduling,
+        )
         schedule = self.scheduler.schedule
 
         def checked() -> Decision | None:

@@ -59,6 +59,9 @@ class ScriptedCore:
     def reset_prefix_cache(self) -> None:
         self.resets += 1
 
+    def report(self) -> int:
+        return len(self.left)
+
     def step(self) -> list[TokenEvent]:
         events: list[TokenEvent] = []
         for sequence in list(self.left):

@@ -11,8 +11,10 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xlaserve.engine.graph_table import GraphReport
 from xlaserve.engine.modes import PauseMode, SleepLevel, check_level, check_mode
 from xlaserve.engine.outputs import CompletionOutput, EngineStats, FinishReason, Logprob, RequestMetrics, RequestOutput
+from xlaserve.engine.report import EngineReport, SequenceReport
 from xlaserve.errors import InvalidRequestError
 from xlaserve.sampling.beam_search import GenerationParams
 
@@ -188,6 +190,17 @@ class ScriptedEngine:
 
     async def reset_prefix_cache(self) -> None:
         await self._call("reset_prefix_cache")
+
+    async def report(self) -> EngineReport:
+        await self._call("report")
+        streams = [stream for stream in self.submitted if stream in self.running]
+        lengths = [len(stream.prompt_token_ids) for stream in streams]
+        running = [
+            SequenceReport(stream.request_id, 0, slot, length, 0, length, 1, self.max_model_len, 1, 0.0)
+            for slot, (stream, length) in enumerate(zip(streams, lengths, strict=True))
+        ]
+        graph = GraphReport("generate-8-128", "generate", 8, 1, 128, "loaded", 0.25, 0.004, 30, 90, 150)
+        return EngineReport(1.0, 8, running, [], [graph])
 
     async def trace(self) -> dict[str, Any]:
         await self._call("trace")

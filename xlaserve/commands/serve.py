@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     dev = "let clients pause the engine, put it to sleep, and read its trace: for trusted networks only"
     group.add_argument("--dev-endpoints", action="store_true", help=dev)
+    group.add_argument("--no-ui", dest="page", action="store_false", help="no page at / for browsers")
     group.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="(default: info)")
 
 
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         max_body_size=args.max_body_size,
         shutdown_timeout=args.shutdown_timeout,
         send_timeout=args.send_timeout,
+        page=args.page,
         dev_endpoints=args.dev_endpoints,
     )
     listener = bind(settings)

@@ -17,6 +17,7 @@ from xlaserve.engine.artifacts import Stores, adopt_sizes, stores_of
 from xlaserve.engine.calibration import calibrate
 from xlaserve.engine.config import EngineConfig, Limits, settle, settle_dtype, settle_shards
 from xlaserve.engine.core import EngineCore
+from xlaserve.engine.graph_table import GraphOrigin, GraphTable
 from xlaserve.engine.messages import EngineInfo
 from xlaserve.engine.runner import Runner
 from xlaserve.engine.scheduler import Scheduler
@@ -298,7 +299,8 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
         by_priority=config.scheduling_policy == "priority",
         prefix_caching=config.enable_prefix_caching,
     )
-    core = EngineCore(scheduler, runner, pool, limits.max_num_seqs, async_scheduling=config.async_scheduling)
+    table = GraphTable(plan.ladder, {graph.bucket.name: GraphOrigin(graph.source, graph.seconds) for graph in graphs.values()})
+    core = EngineCore(scheduler, runner, pool, limits.max_num_seqs, table, async_scheduling=config.async_scheduling)
     return Engine(plan, core, graphs)
 
 

@@ -32,6 +32,7 @@ class Controls:
             "wake": core.wake,
             "reset_prefix_cache": core.reset_prefix_cache,
             "trace": core.trace.recorded,
+            "report": core.report,
         }
         self._replies: list[Reply] = []
         self._waiting: list[int] = []  # calls of `pause` that are answered when what runs has ended

@@ -21,9 +21,11 @@ from xlaserve.buckets.ladder import Bucket
 from xlaserve.engine.batch import Batch, BatchBuilder
 from xlaserve.engine.decision import Decision
 from xlaserve.engine.events import prompt_score_events, search_event, token_event
+from xlaserve.engine.graph_table import GraphTable
 from xlaserve.engine.messages import TokenEvent
 from xlaserve.engine.modes import PauseMode, SleepLevel
 from xlaserve.engine.outputs import EngineStats, FinishReason
+from xlaserve.engine.report import WAITING_SHOWN, EngineReport, sequence_reports
 from xlaserve.engine.runner import Runner, read
 from xlaserve.engine.scheduler import Scheduler
 from xlaserve.engine.sequence import Sequence
@@ -68,13 +70,25 @@ class EngineCore:
         runner: computes them.
         pool: the KV blocks.
         max_num_seqs: number of sequence slots.
+        graphs: counts what runs.
         async_scheduling: whether to decide an iteration before the one before it has been read.
     """
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, pool: BlockPool, max_num_seqs: int, *, async_scheduling: bool = True) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        pool: BlockPool,
+        max_num_seqs: int,
+        graphs: GraphTable,
+        *,
+        async_scheduling: bool = True,
+    ) -> None:
         self._scheduler = scheduler
         self._runner = runner
         self._pool = pool
+        self._slots = max_num_seqs
+        self._graphs = graphs
         self._async = async_scheduling
         self._batches = BatchBuilder(scheduler.tables, max_num_seqs)
         self._unread: list[_InFlight] = []
@@ -253,6 +267,17 @@ class EngineCore:
             sleep_level=self.sleep_level,
         )
 
+    def report(self) -> EngineReport:
+        """Who is computed, who waits, and how graphs are used. Nothing may be in flight."""
+        scheduler = self._scheduler
+        return EngineReport(
+            time.monotonic(),
+            self._slots,
+            sequence_reports(scheduler.running),
+            sequence_reports(scheduler.waiting, WAITING_SHOWN),
+            self._graphs.report(),
+        )
+
     def _read(self, events: list[TokenEvent]) -> tuple[float, float]:
         """Take the oldest iteration that is in flight; seconds spent on waiting for it, and on its tokens."""
         step, decision, outputs, dispatched = self._unread.pop(0)
@@ -277,6 +302,7 @@ class EngineCore:
                 built = time.perf_counter()
                 first = first or built
                 outputs.append(self._run(step.bucket, batch))
+                self._graphs.count(step.bucket, step.tokens)
                 prepare, dispatch = prepare + built - begin, dispatch + time.perf_counter() - built
         counters, running, size = self._counters, self._scheduler.running, self._pool.block_size
         held = computed = 0

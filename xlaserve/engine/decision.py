@@ -25,6 +25,11 @@ class ContextStep:
     bucket: ContextBucket
     chunks: tuple[Chunk, ...]
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that it computes."""
+        return sum(chunk.length for chunk in self.chunks)
+
 
 @dataclass(frozen=True, slots=True)
 class GenerateStep:
@@ -33,6 +38,11 @@ class GenerateStep:
     bucket: GenerateBucket
     sequences: tuple[Sequence, ...]
     starts: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that it computes."""
+        return len(self.sequences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +67,7 @@ class Decision:
     @property
     def tokens(self) -> int:
         """Tokens that it computes."""
-        tokens = len(self.generate.sequences) if self.generate else 0
-        return tokens + (sum(chunk.length for chunk in self.context.chunks) if self.context else 0)
+        return (self.generate.tokens if self.generate else 0) + (self.context.tokens if self.context else 0)
 
     @property
     def places(self) -> int:

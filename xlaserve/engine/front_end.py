@@ -21,6 +21,7 @@ from xlaserve.engine.modes import PauseMode, SleepLevel, check_level, check_mode
 from xlaserve.engine.output_processor import OutputProcessor
 from xlaserve.engine.output_stream import OutputStream
 from xlaserve.engine.outputs import EngineStats, RequestOutput
+from xlaserve.engine.report import EngineReport
 from xlaserve.engine.request import Request
 from xlaserve.engine.trace import Recorded
 from xlaserve.engine.watchdog import Watchdog
@@ -234,6 +235,14 @@ class FrontEnd:
         """
         recorded = msgspec.convert(await self._call("trace"), Recorded)
         return await asyncio.to_thread(recorded.chrome)
+
+    async def report(self) -> EngineReport:
+        """Who is computed, who waits, and how each graph is used.
+
+        Raises:
+            EngineDeadError: the engine has stopped.
+        """
+        return msgspec.convert(await self._call("report"), EngineReport)
 
     async def close(self) -> None:
         """Abort what runs, and end the engine. May be called again."""

@@ -18,6 +18,7 @@ from xlaserve.server.chat import create_chat_completion
 from xlaserve.server.completions import create_completion
 from xlaserve.server.errors import answer_error
 from xlaserve.server.middleware import RequestScope
+from xlaserve.server.page import PATHS, page
 from xlaserve.server.protocol import ChatCompletionRequest, CompletionRequest
 from xlaserve.server.state import ServerState
 
@@ -30,6 +31,7 @@ _GET: tuple[tuple[str, Endpoint], ...] = (
     ("/ping", operations.health),
     ("/ready", operations.ready),
     ("/version", operations.version),
+    ("/engine", operations.engine),
     ("/metrics", operations.metrics),
 )
 _DEV: tuple[tuple[str, str, Endpoint], ...] = (
@@ -56,6 +58,8 @@ def create_app(state: ServerState) -> FastAPI:
         app.add_api_route(path, endpoint, methods=["GET"], response_class=Response, response_model=None)
     for path, endpoint, body in _POST:
         app.add_api_route(path, endpoint, methods=["POST"], response_class=Response, response_model=None, openapi_extra=_schema(body))
+    for path in PATHS if state.settings.page else ():
+        app.add_api_route(path, page, methods=["GET"], response_class=Response, response_model=None, include_in_schema=False)
     for method, path, endpoint in _DEV if state.settings.dev_endpoints else ():
         app.add_api_route(path, endpoint, methods=[method], response_class=Response, response_model=None)
     for kind in (HTTPException, XlaserveError, ValidationError):

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from xlaserve.engine.modes import PauseMode, SleepLevel
 from xlaserve.engine.outputs import EngineStats, RequestOutput
+from xlaserve.engine.report import EngineReport
 from xlaserve.sampling.beam_search import GenerationParams
 
 
@@ -94,5 +95,7 @@ class Engine(Protocol):
     async def reset_prefix_cache(self) -> None: ...
 
     async def trace(self) -> dict[str, Any]: ...
+
+    async def report(self) -> EngineReport: ...
 
     async def close(self) -> None: ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
@@ -40,6 +42,17 @@ async def ready(request: Request) -> Response:
 async def version(request: Request) -> Response:
     """GET /version."""
     return _json({"version": __version__})
+
+
+async def engine(request: Request) -> Response:
+    """GET /engine: statistics, who holds which slot, who waits, and how each graph is used. Prompts and answers are not in it."""
+    engine = state_of(request).require_engine()
+    report = await engine.report()
+    content = {
+        **report._asdict(),
+        **{name: [entry._asdict() for entry in getattr(report, name)] for name in ("running", "waiting", "graphs")},
+    }
+    return _json({"stats": asdict(engine.stats()), "report": content})
 
 
 async def metrics(request: Request) -> Response:
