@@ -82,7 +82,7 @@ def _load(name: str, content: bytes, arguments: tuple[Any, ...], results: Any, d
         "mut": None,
         "xla_in_layouts": layouts_in,
         "dispatch_in_layouts": [
-            None if is_default_layout(layout, place, aval) else layout for layout, place, aval in zip(layouts_in, places, avals, strict=True)
+            None if is_default_layout(layout, *where) else layout for layout, *where in zip(layouts_in, places, avals, strict=True)
         ],
         "xla_out_layouts": layouts_out,
         "all_args_info": None,

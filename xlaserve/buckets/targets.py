@@ -149,8 +149,9 @@ def _compile_only_devices(target: Target, count: int) -> list[Device]:
 
     jax.devices("cpu")  # finds the plugins
     shape = f"1x1x{count}"  # partitions of hosts, hosts in each, cards in each of these
+    name, described = f"nvidia:{shape}", target.config
     try:
-        topology = topologies.get_topology_desc(topology_name=f"nvidia:{shape}", platform="cuda", target_config=target.config, topology=shape)
+        topology = topologies.get_topology_desc(topology_name=name, platform="cuda", target_config=described, topology=shape)
     except (NotImplementedError, RuntimeError) as error:
         install = "JAX's CUDA plugin is not installed: pip install 'xlaserve[cuda13]' brings what compiles for a card without one"
         return [AbsentDevice(target.device_kind, f"{install} ({error})")] * count

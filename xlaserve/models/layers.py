@@ -4,8 +4,8 @@ Activations are `[S, L, D]`: S rows (sequences) of L tokens. Weights keep the ch
 reads at memory speed for single rows. Query, key and value, and gate and up, are one parameter each (`FUSED`), because every
 argument of a compiled graph costs dispatch time and every matrix product costs a launch.
 
-Where a model is split over devices (`ModelConfig.shards`), layers compute one device's part: its heads, its share of the MLP's width, its rows
-of the vocabulary. Attention and MLP then end with one sum over the devices, and activations between layers are whole on each of them.
+Where a model is split over devices (`ModelConfig.shards`), layers compute one device's part: its heads, its share of the MLP's width, its
+rows of the vocabulary. Attention and MLP then end with one sum over the devices, and activations between layers are whole on each of them.
 """
 
 from __future__ import annotations

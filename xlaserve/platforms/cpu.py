@@ -29,7 +29,7 @@ class CPUPlatform(Platform):
             import jax
 
             with suppress(RuntimeError):  # it has started: whether it has enough, `first_devices` says
-                jax.config.update("jax_num_cpu_devices", max(devices, jax.config.jax_num_cpu_devices))
+                jax.config.update("jax_num_cpu_devices", max(devices, jax.config.values["jax_num_cpu_devices"]))
 
     def more_devices(self, count: int) -> str:
         """The client makes devices when it starts, and not later."""
