@@ -30,9 +30,7 @@ def test_tiny_families(family: str, attention: str, tiny_model: Callable[[str], 
             assert np.abs(logits - case.logits).max() < 1e-4, (len(case.prompt), chunk)
 
 
-@pytest.mark.parametrize(
-    ("family", "shards"), [("llama2", 2), ("llama3", 4), ("qwen2", 4), ("qwen3", 2), ("gemma2", 2), ("gemma3", 4)]
-)
+@pytest.mark.parametrize(("family", "shards"), [("llama2", 2), ("llama3", 4), ("qwen2", 4), ("qwen3", 2), ("gemma2", 2)])
 def test_tiny_families_over_devices(family: str, shards: int, tiny_model: Callable[[str], Path]) -> None:
     """With 4 devices each of the two key heads is on two of them."""
     golden = load_tiny(family)
@@ -42,18 +40,16 @@ def test_tiny_families_over_devices(family: str, shards: int, tiny_model: Callab
 
 
 def test_a_vocabulary_that_devices_cannot_share_evenly(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
-    """509 rows on 4 devices: the last has 127 of the others' 128, and its logits end where the vocabulary does."""
-    for family in ("llama2", "llama3"):
-        odd = tmp_path / family
-        shutil.copytree(tiny_model(family), odd)
-        tensors = {name: tensor[:509] if tensor.shape[0] == 512 else tensor for name, tensor in tiny_tensors(family).items()}
-        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, odd / "model.safetensors", metadata={"format": "pt"})
-        (odd / "config.json").write_text(json.dumps(tiny_config(family) | {"vocab_size": 509}))
-        golden = load_tiny(family)
-        prompt = [token for token in golden.cases[0].prompt if token < 509] + [508]
-        whole, split = (LogitsEngine(odd, max_len=64, shards=shards).logits(prompt[-40:], chunk=64, generated=1) for shards in (1, 4))
-        assert split.shape == whole.shape == (min(len(prompt), 40), 509)
-        assert np.abs(split - whole).max() < 1e-5, family
+    """509 rows on 4 devices: the last has 125 of the others' 128, and its logits end where the vocabulary does."""
+    odd = tmp_path / "odd"
+    shutil.copytree(tiny_model("llama2"), odd)
+    tensors = {name: np.ascontiguousarray(tensor[:509]) for name, tensor in tiny_tensors("llama2").items()}
+    save_file(tensors, odd / "model.safetensors", metadata={"format": "pt"})
+    (odd / "config.json").write_text(json.dumps(tiny_config("llama2") | {"vocab_size": 509}))
+    prompt = [1, 508, 127, 128, 400, 384, 383]
+    whole, split = (LogitsEngine(odd, max_len=16, shards=shards).logits(prompt, chunk=16, generated=0) for shards in (1, 4))
+    assert split.shape == whole.shape == (len(prompt), 509)
+    assert np.abs(split - whole).max() < 1e-5
 
 
 def test_smollm2(smollm2: Path) -> None:
