@@ -18,6 +18,7 @@ import pytest
 
 from tests.engine.test_equality_matrix import PARAMS, TOLERANCE, Plain, Tally, Wish, prompts
 from xlaserve import LLM, BeamSearchParams, SamplingParams
+from xlaserve.buckets.compiler import workspace_of
 from xlaserve.buckets.graphs import entry
 from xlaserve.buckets.manifest import read_manifest
 from xlaserve.engine.config import EngineConfig
@@ -99,6 +100,7 @@ def test_each_device_has_its_share_and_the_plan_knows(split: LLM) -> None:
 
 
 def test_everything_donated_is_updated_in_place_on_every_device(split: LLM) -> None:
+    """And what a graph needs besides is no more than was planned for one device."""
     spec = split._engine.plan.spec
     for bucket, graph in split._engine.graphs.items():
         if bucket.name != "blank":
@@ -106,6 +108,9 @@ def test_everything_donated_is_updated_in_place_on_every_device(split: LLM) -> N
             assert isinstance(graph.run, jax.stages.Compiled)
             donated = bytes_of_one([made.arguments[at] for at in made.donated])
             assert graph.run.memory_analysis().alias_size_in_bytes == donated > 0, bucket.name
+            needed = workspace_of(graph.run)
+            assert needed is not None
+            assert needed <= split._engine.plan.limits.memory.workspace, bucket.name
 
 
 def test_a_step_is_dispatched_by_the_fast_path(split: LLM) -> None:
@@ -189,5 +194,5 @@ def test_too_few_devices_are_refused_with_a_remedy(tiny_model: Tiny) -> None:
 
 
 def test_a_size_that_heads_do_not_divide_by_is_refused(tiny_model: Tiny) -> None:
-    with pytest.raises(ConfigError, match=r"tensor_parallel_size 3 .* its 4 query heads cannot be split over 3\. Sizes that work: 1, 2, 4\."):
+    with pytest.raises(ConfigError, match=r"tensor_parallel_size 3 .* its 4 query heads cannot be split .* Sizes that work: 1, 2, 4\."):
         LLM(str(tiny_model("llama3")), device="cpu", tensor_parallel_size=3, **SIZES)

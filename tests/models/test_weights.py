@@ -57,7 +57,9 @@ def test_every_tensor_is_placed_whole(family: str, tiny_model: Tiny) -> None:
 @pytest.mark.parametrize("shards", [2, 4])
 @pytest.mark.parametrize("family", ["llama3", "qwen2", "llama_bf16_sharded"])
 def test_every_device_has_its_own_part(family: str, shards: int, tiny_model: Tiny) -> None:
-    """Each device's slice of a fused parameter is its own queries, keys and values; with more devices than key heads, neighbours share one."""
+    """Each device's slice of a fused parameter is its own queries, keys and values; with more devices than key heads, neighbours have the
+    same ones.
+    """
     tensors = {name: tensor.astype(np.float32) for name, tensor in tiny_tensors(family).items()}
     checkpoint = open_checkpoint(tiny_model(family))
     config = model_config(checkpoint.config)
