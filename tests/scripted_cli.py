@@ -18,6 +18,8 @@ from xlaserve.errors import CheckpointError
 
 
 class AsyncLLM(ScriptedEngine):
+    max_num_seqs = 2
+
     def __init__(self, model: str | None = None, *, progress: Callable[[str], None] | None = None, **options: Any) -> None:
         super().__init__(max_model_len=options["max_model_len"] or 128)
         assert progress is not None

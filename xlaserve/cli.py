@@ -7,10 +7,19 @@ import sys
 from collections.abc import Sequence
 
 from xlaserve import __version__
-from xlaserve.commands import artifacts, chat, compile, doctor, lint, serve
+from xlaserve.commands import artifacts, chat, compile, complete, doctor, lint, run_batch, serve
 from xlaserve.errors import ConfigError, XlaserveError
 
-_COMMANDS = {"serve": serve, "compile": compile, "artifacts": artifacts, "chat": chat, "lint": lint, "doctor": doctor}
+_COMMANDS = {
+    "serve": serve,
+    "compile": compile,
+    "artifacts": artifacts,
+    "chat": chat,
+    "complete": complete,
+    "run-batch": run_batch,
+    "lint": lint,
+    "doctor": doctor,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -34,6 +34,9 @@ class ByteTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if token_id < 256 else b""
 
+    def token_name(self, token_id: int) -> str:
+        return f"<{token_id}>"
+
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -68,6 +71,7 @@ class ScriptedStream:
         if engine.token_seconds:
             await asyncio.sleep(engine.token_seconds)
         if self.produced == engine.pause_after:
+            engine.loop = asyncio.get_running_loop()
             engine.paused.set()
             await engine.go_on.wait()
         if self.aborted or self.produced == self._total:
@@ -92,7 +96,7 @@ class ScriptedStream:
             finished=finished,
             num_cached_tokens=0,
             metrics=RequestMetrics(arrival_time=0.0, first_scheduled_time=0.0),
-            prompt_logprobs=self._prompt_logprobs() if self.produced == self.prompt_logprobs_after else None,
+            prompt_logprobs=self._prompt_logprobs() if self.produced == min(self.prompt_logprobs_after, self._total) else None,
         )
 
     def _prompt_logprobs(self) -> list[dict[int, Logprob] | None] | None:
@@ -139,6 +143,7 @@ class ScriptedEngine:
         self.fail_after = 0
         self.pause_after = -1
         self.token_seconds = 0.0
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.go_on = asyncio.Event()
         self.paused = threading.Event()
         self.aborted = threading.Event()
@@ -153,6 +158,11 @@ class ScriptedEngine:
         self.running.add(stream)
         self.submitted.append(stream)
         return stream
+
+    def let_go(self) -> None:
+        """From another thread: what waits goes on."""
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(self.go_on.set)
 
     def stats(self) -> EngineStats:
         return EngineStats(

@@ -8,39 +8,28 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Generator
-from typing import Any, Protocol
+from typing import Any
 
-from xlaserve.commands.engine_flags import add_engine_arguments, engine_options, size
+from xlaserve.commands.backend import Backend, add_backend_arguments, generation_options, open_backend
+from xlaserve.commands.engine_flags import add_engine_arguments
 from xlaserve.errors import InvalidRequestError
 
 SUMMARY = "chat in the terminal, against a server or in process"
 
 
-class Backend(Protocol):
-    """Answers a conversation, piece by piece. Closing the generator early, or KeyboardInterrupt inside it, stops the generation."""
-
-    def answer(self, messages: list[dict[str, str]], options: dict[str, Any]) -> Generator[str]: ...
-
-    def close(self) -> None: ...
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
     group = parser.add_argument_group("chat")
-    group.add_argument("--url", help="of a running server, such as http://localhost:8000; without it the model is loaded here")
     group.add_argument("-q", "--quick", metavar="TEXT", help="ask this one question, print the answer, and end")
     group.add_argument("--system-prompt", metavar="TEXT", help="put before the conversation")
-    group.add_argument("--max-tokens", type=size, metavar="N", help="longest answer (default: up to the model length)")
-    group.add_argument("--temperature", type=float, metavar="T", help="0 is deterministic (default: the model's own)")
+    add_backend_arguments(group)
     add_engine_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Chats until the input ends."""
-    options = {name: value for name in ("max_tokens", "temperature") if (value := getattr(args, name)) is not None}
-    with contextlib.closing(_backend(args)) as backend:
-        conversation = Conversation(backend, options, args.system_prompt)
+    with contextlib.closing(open_backend(args)) as backend:
+        conversation = Conversation(backend, generation_options(args), args.system_prompt)
         if args.quick is not None:
             return 0 if conversation.say(args.quick) else 130
         return _converse(conversation)
@@ -84,16 +73,6 @@ class Conversation:
         print(flush=True)
         self.messages.append({"role": "assistant", "content": "".join(pieces)})
         return whole
-
-
-def _backend(args: argparse.Namespace) -> Backend:
-    if args.url is not None:
-        from xlaserve.commands.remote_chat import RemoteChat
-
-        return RemoteChat(args.url, args.served_model_name or args.model)
-    from xlaserve.commands.local_chat import LocalChat
-
-    return LocalChat(args.model, engine_options(args))
 
 
 def _converse(conversation: Conversation) -> int:

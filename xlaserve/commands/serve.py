@@ -36,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--send-timeout", type=_seconds, default=60.0, metavar="S", help="seconds a client may leave its stream unread (default: 60)"
     )
+    group.add_argument(
+        "--max-stored-responses", type=_count, default=1024, metavar="N", help="responses of /v1/responses kept in memory (default: 1024)"
+    )
+    group.add_argument(
+        "--max-stored-bytes", type=size, default=256 * 1024**2, metavar="BYTES", help="most memory that they take (default: 256M)"
+    )
     dev = "let clients pause the engine, put it to sleep, and read its trace: for trusted networks only"
     group.add_argument("--dev-endpoints", action="store_true", help=dev)
     group.add_argument("--no-ui", dest="page", action="store_false", help="no page at / for browsers")
@@ -54,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
         max_body_size=args.max_body_size,
         shutdown_timeout=args.shutdown_timeout,
         send_timeout=args.send_timeout,
+        max_stored_responses=args.max_stored_responses,
+        max_stored_bytes=args.max_stored_bytes,
         page=args.page,
         dev_endpoints=args.dev_endpoints,
     )
@@ -93,6 +101,12 @@ def _say(line: str) -> None:
 def _port(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port between 0 and 65535")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 
 

@@ -190,6 +190,7 @@ def compile_graphs(
     Raises:
         ConfigError: a graph needs more memory than the device has beside everything else.
         ArtifactError: a graph would have to be compiled, which is not allowed.
+        CompileError: the platform's compiler does not take a graph.
     """
     compiler = Compiler(
         plan.spec,

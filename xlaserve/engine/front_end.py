@@ -81,6 +81,11 @@ class FrontEnd:
         return self._info.vocab_size
 
     @property
+    def max_num_seqs(self) -> int:
+        """Sequences that it computes at once."""
+        return self._info.max_num_seqs
+
+    @property
     def plan(self) -> str:
         """Model, platform, memory and graphs, several lines for a person."""
         return self._info.plan

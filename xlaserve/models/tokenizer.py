@@ -97,6 +97,10 @@ class Tokenizer:
             self._bytes[token_id] = known
         return known
 
+    def token_name(self, token_id: int) -> str:
+        """How the vocabulary itself spells a token, such as "Ġthe"; empty for an id that it lacks."""
+        return self._backend.id_to_token(token_id) or "" if token_id >= 0 else ""
+
     def is_special(self, token_id: int) -> bool:
         """Whether a token is left out of the text when special tokens are skipped."""
         return token_id in self._special_ids

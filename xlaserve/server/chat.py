@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from xlaserve.errors import InvalidRequestError
-from xlaserve.server.answers import answer, response_head
+from xlaserve.server.answers import engine_id, response_head, unless_disconnected
 from xlaserve.server.body import read_body
-from xlaserve.server.engine import Engine
-from xlaserve.server.generation import Generation
+from xlaserve.server.chat_run import ChatChoice, start_chat
+from xlaserve.server.chat_stream import chat_events
 from xlaserve.server.logprobs import LogprobWriter, prompt_logprobs
-from xlaserve.server.messages import conversation
-from xlaserve.server.parameters import generation_params
-from xlaserve.server.prompts import encode
 from xlaserve.server.protocol import ChatCompletionRequest
 from xlaserve.server.state import state_of
-from xlaserve.server.unsupported import refuse_unsupported
-
-# What the renderer passes itself.
-_RESERVED = ("messages", "tools", "add_generation_prompt", "continue_final_message")
+from xlaserve.server.streaming import EventStream
 
 
 async def create_chat_completion(request: Request) -> Response:
@@ -29,56 +23,40 @@ async def create_chat_completion(request: Request) -> Response:
     state = state_of(request)
     engine = state.require_engine()
     body = await read_body(request, ChatCompletionRequest, limit=state.settings.max_body_size)
-    refuse_unsupported(body, chat=True)
-    state.check_model(body.model)
-    ids = await _prompt(body, engine)
-    params = generation_params(body, engine, len(ids), "messages")
-    head = response_head("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion", engine)
-    generation = Generation(engine, state.metrics, [ids], [params], head["id"])
-
-    logprobs = LogprobWriter(engine.tokenizer, params.logprobs, chat=True)
-
-    def choices() -> list[dict[str, Any]]:
-        return [
+    head = response_head("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion", engine, body.request_id)
+    run = await start_chat(request, body, request_id=engine_id(head, body.request_id))
+    logprobs = LogprobWriter(engine.tokenizer, run.params.logprobs, chat=True, as_ids=body.return_tokens_as_token_ids is True)
+    if body.stream:
+        return EventStream(chat_events(run, body, head, logprobs), run.abort, state.settings.send_timeout)
+    choices = await unless_disconnected(request, run.collect(), run.abort)
+    answer = {
+        **head,
+        "choices": [
             {
                 "index": choice.index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "message": message(choice),
                 "logprobs": logprobs.write(choice.index, choice.token_ids, choice.logprobs),
                 "finish_reason": choice.finish_reason,
                 "stop_reason": choice.stop_reason,
+                **({"token_ids": choice.token_ids} if body.return_token_ids else {}),
             }
-            for choice in generation.choices
+            for choice in choices
+        ],
+        "usage": run.usage(),
+        "prompt_logprobs": prompt_logprobs(run.generation.prompt_logprobs[0]),
+        **({"prompt_token_ids": run.prompt_token_ids} if body.return_token_ids else {}),
+    }
+    return Response(orjson.dumps(answer), media_type="application/json")
+
+
+def message(choice: ChatChoice) -> dict[str, Any]:
+    """A complete choice as OpenAI's assistant message; `reasoning` goes by both of its names where there is any."""
+    result: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
+    if choice.reasoning:
+        result |= {"reasoning": choice.reasoning, "reasoning_content": choice.reasoning}
+    if choice.tool_calls:
+        result["content"] = choice.content or None
+        result["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in choice.tool_calls
         ]
-
-    def extra() -> dict[str, Any]:
-        return {"prompt_logprobs": prompt_logprobs(generation.prompt_logprobs[0])}
-
-    return await answer(request, body, generation, head, choices, logprobs, extra=extra)
-
-
-async def _prompt(body: ChatCompletionRequest, engine: Engine) -> list[int]:
-    continue_final = body.continue_final_message is True
-    if continue_final and body.add_generation_prompt:
-        raise InvalidRequestError(
-            "`continue_final_message` and `add_generation_prompt` exclude each other: set one of them to false.",
-            field="continue_final_message",
-        )
-    template_kwargs = body.chat_template_kwargs or {}
-    for name in _RESERVED:
-        if name in template_kwargs:
-            raise InvalidRequestError(
-                f"`chat_template_kwargs.{name}` is not allowed: use the request's own field.", field=f"chat_template_kwargs.{name}"
-            )
-    messages = conversation(body.messages, engine.tokenizer.chat_template)
-
-    def render() -> str:
-        return engine.tokenizer.render_chat(
-            messages,
-            add_generation_prompt=not continue_final if body.add_generation_prompt is None else body.add_generation_prompt,
-            continue_final_message=continue_final,
-            template_kwargs=template_kwargs,
-        )
-
-    size = sum(len(message["content"]) for message in messages)
-    # Chat templates write the special tokens themselves.
-    return await encode(engine, render, size, add_special_tokens=body.add_special_tokens is True, field="messages")
+    return result

@@ -26,6 +26,8 @@ class TextCodec(Protocol):
 
     def token_bytes(self, token_id: int) -> bytes: ...
 
+    def token_name(self, token_id: int) -> str: ...
+
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],

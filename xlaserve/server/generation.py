@@ -60,16 +60,25 @@ class Generation:
         prompts: token ids of each prompt.
         params: for each prompt; all have the same `n`.
         request_id: unique; prompts get it with their number.
+        scores_only: the prompts' log probabilities are all that is wanted: the one token that the engine generates for each is dropped.
 
     Raises:
         InvalidRequestError, OverloadedError, EngineDeadError: from the engine; nothing stays submitted then.
     """
 
     def __init__(
-        self, engine: Engine, metrics: Metrics, prompts: Sequence[list[int]], params: Sequence[GenerationParams], request_id: str
+        self,
+        engine: Engine,
+        metrics: Metrics,
+        prompts: Sequence[list[int]],
+        params: Sequence[GenerationParams],
+        request_id: str,
+        *,
+        scores_only: bool = False,
     ) -> None:
         self._engine = engine
         self._metrics = metrics
+        self._scores_only = scores_only
         self._arrival = time.monotonic()
         self._prompt_lengths = [len(ids) for ids in prompts]
         self._unfinished = len(prompts)
@@ -170,6 +179,8 @@ class Generation:
         if moved.finish_reason == "error":
             raise GenerationFailedError("The engine failed on this request; others are not affected.")
         choice = self.choices[prompt * self._n + moved.index]
+        if self._scores_only:
+            return Delta(prompt, choice.index, "", [], [], moved.finish_reason and "length", None)
         new = len(moved.token_ids)
         if new:
             if choice.last_token_time is None:

@@ -69,6 +69,8 @@ def _card(engine: Engine, state: ServerState) -> dict[str, object]:
         "root": engine.model_name,
         "parent": None,
         "max_model_len": engine.max_model_len,
+        # What vLLM's clients look for; this server knows no owners and nothing to fine-tune.
+        "permission": [],
     }
 
 

@@ -10,9 +10,8 @@ from xlaserve.sampling.params import SamplingParams
 from xlaserve.server.beams import beam_search_params, refuse_search_fields
 from xlaserve.server.engine import Engine
 from xlaserve.server.errors import ContextLengthError
-from xlaserve.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from xlaserve.server.protocol import COMPLETION_MAX_TOKENS, ChatCompletionRequest, CompletionRequest, GenerationRequest
 
-COMPLETION_MAX_TOKENS = 16
 _FROM_CHECKPOINT = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _AS_GIVEN = (
     "n",
@@ -31,6 +30,11 @@ _AS_GIVEN = (
     "priority",
     "cache_salt",
 )
+
+
+def only_scores(request: GenerationRequest) -> bool:
+    """Whether nothing is to be generated: `echo` with `max_tokens` 0. The engine generates one token then, which nobody sees."""
+    return isinstance(request, CompletionRequest) and request.max_tokens == 0 and request.echo is True
 
 
 def generation_params(request: GenerationRequest, engine: Engine, prompt_tokens: int, prompt_field: str) -> GenerationParams:
@@ -58,6 +62,10 @@ def generation_params(request: GenerationRequest, engine: Engine, prompt_tokens:
     if asked is None:
         asked = min(room, COMPLETION_MAX_TOKENS) if isinstance(request, CompletionRequest) else room
     if request.use_beam_search:
+        if isinstance(request, CompletionRequest) and request.best_of not in (None, 1 if request.n is None else request.n):
+            raise InvalidRequestError(
+                "`best_of` has no meaning together with `use_beam_search`: leave it out.", field="best_of", value=request.best_of
+            )
         return beam_search_params(request, asked)
     refuse_search_fields(request)
     defaults = engine.default_sampling
@@ -69,17 +77,40 @@ def generation_params(request: GenerationRequest, engine: Engine, prompt_tokens:
     values["max_tokens"] = asked
     values["logprobs"], logprobs_field = _asked_logprobs(request)
     values["prompt_logprobs"] = request.prompt_logprobs
-    if isinstance(request, CompletionRequest) and request.echo and request.logprobs is not None:
-        values["prompt_logprobs"] = max(request.prompt_logprobs or 0, request.logprobs)
+    names = {"max_tokens": field, "logprobs": logprobs_field}
+    if isinstance(request, CompletionRequest):
+        if request.echo and request.logprobs is not None:
+            values["prompt_logprobs"] = max(request.prompt_logprobs or 0, request.logprobs)
+        if only_scores(request):
+            if request.min_tokens:
+                raise InvalidRequestError("`min_tokens` must be 0 where `max_tokens` is.", field="min_tokens", value=request.min_tokens)
+            values["max_tokens"] = 1
+        if request.best_of is not None:
+            _check_best_of(request, request.best_of)
+            names["n"] = "best_of"
+            values["n"] = request.best_of
+            values["logprobs"] = values["logprobs"] or 0
+    # What clients send that want a random one.
+    if values.get("seed") == -1:
+        del values["seed"]
     try:
         return SamplingParams(**values)
     except InvalidRequestError as error:
         # The client knows the field by its own name.
-        names = {"max_tokens": field, "logprobs": logprobs_field}
         own = names.get(error.field or "", error.field)
         if own is not None and own != error.field:
             raise InvalidRequestError(str(error).replace(error.field or "", own), field=own, value=error.value) from error
         raise
+
+
+def _check_best_of(request: CompletionRequest, best_of: int) -> None:
+    n = 1 if request.n is None else request.n
+    if best_of < n:
+        raise InvalidRequestError(f"`best_of` must be at least `n`, got {best_of} and {n}.", field="best_of", value=best_of)
+    if best_of > n and request.stream:
+        raise InvalidRequestError(
+            f"`best_of` cannot be streamed: set it to the value of `n`, {n}, or leave `stream` out.", field="best_of", value=best_of
+        )
 
 
 def _asked_tokens(request: GenerationRequest) -> tuple[int | None, str]:

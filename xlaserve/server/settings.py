@@ -15,6 +15,8 @@ class ServerSettings:
         max_body_size: bytes of the largest request body that is read.
         shutdown_timeout: seconds that running requests get to finish after the first stop signal; 0 aborts them at once.
         send_timeout: seconds that a streaming client may leave its connection unread before its request is aborted.
+        max_stored_responses: most finished responses of /v1/responses that are kept to be fetched or continued; 0 keeps none.
+        max_stored_bytes: most bytes that they hold together.
         page: whether browsers get a page at `/`.
         dev_endpoints: whether clients may pause the engine, put it to sleep, and look into it.
     """
@@ -24,5 +26,7 @@ class ServerSettings:
     max_body_size: int = 16 * 1024 * 1024
     shutdown_timeout: float = 0.0
     send_timeout: float = 60.0
+    max_stored_responses: int = 1024
+    max_stored_bytes: int = 256 * 1024 * 1024
     page: bool = True
     dev_endpoints: bool = False

@@ -7,12 +7,14 @@ import time
 from collections import deque
 from typing import Any, Literal
 
+from starlette.applications import Starlette
 from starlette.requests import Request
 
 from xlaserve.errors import EngineDeadError, ModelNotFoundError
 from xlaserve.server.engine import Engine
 from xlaserve.server.errors import NotReadyError, ShuttingDownError, shown, without_paths
 from xlaserve.server.metrics import Metrics
+from xlaserve.server.responses.store import ResponseStore
 from xlaserve.server.settings import ServerSettings
 
 PROGRESS_LINES = 20
@@ -26,6 +28,7 @@ class ServerState:
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.responses = ResponseStore(settings.max_stored_responses, settings.max_stored_bytes)
         self.idle = asyncio.Event()
         self.idle.set()
         self._engine: Engine | None = None
@@ -101,6 +104,11 @@ class ServerState:
 
 def state_of(request: Request) -> ServerState:
     """The state of the application that handles the request."""
-    state = request.app.state.server
+    return state_of_app(request.app)
+
+
+def state_of_app(app: Starlette) -> ServerState:
+    """The state of an application."""
+    state = app.state.server
     assert isinstance(state, ServerState)
     return state

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -17,7 +17,9 @@ from starlette.types import Receive, Scope, Send
 from xlaserve.server.errors import problem_of
 from xlaserve.server.generation import Delta, Generation
 from xlaserve.server.logprobs import LogprobWriter
-from xlaserve.server.protocol import GenerationRequest
+from xlaserve.server.pacing import paced
+from xlaserve.server.prompts import Prompt
+from xlaserve.server.protocol import CompletionRequest
 
 log = logging.getLogger(__name__)
 
@@ -26,28 +28,23 @@ _HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control":
 
 
 class ChunkTemplate:
-    """Makes the `data:` frames of one response. All chunks share their head; only the choice differs.
+    """Makes the `data:` frames of one text completion. All chunks share their head; only the choice differs.
 
     Args:
         head: the fields that every chunk has: id, object, created, model, system_fingerprint.
-        chat: choices carry a `delta` object; else a `text`.
         null_usage: chunks without usage say so with a null, as OpenAI does where usage was asked for.
     """
 
-    def __init__(self, head: Mapping[str, Any], *, chat: bool, null_usage: bool) -> None:
+    def __init__(self, head: Mapping[str, Any], *, null_usage: bool) -> None:
         self._head = b"data: " + orjson.dumps(dict(head))[:-1] + b',"choices":['
-        self._open, self._close = (b',"delta":{"content":', b"}") if chat else (b',"text":', b"")
         self._tail = b'],"usage":null}\n\n' if null_usage else b"]}\n\n"
 
-    def role(self, choice: int, usage: Mapping[str, Any] | None) -> bytes:
-        """A chat choice's first chunk, which names the role."""
-        body = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}' % choice
-        return self._frame(body, usage)
-
-    def delta(self, choice: int, text: str, logprobs: Mapping[str, Any] | None, usage: Mapping[str, Any] | None) -> bytes:
-        """New text of a choice that goes on."""
-        fields = (choice, self._open, orjson.dumps(text), self._close, _json(logprobs))
-        return self._frame(b'{"index":%d%b%b%b,"logprobs":%b,"finish_reason":null}' % fields, usage)
+    def delta(
+        self, choice: int, text: str, logprobs: Mapping[str, Any] | None, usage: Mapping[str, Any] | None, further: bytes = b""
+    ) -> bytes:
+        """New text of a choice that goes on. `further` fields of the choice begin with a comma."""
+        fields = (choice, orjson.dumps(text), _json(logprobs), further)
+        return self._frame(b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null%b}' % fields, usage)
 
     def last(
         self,
@@ -57,10 +54,11 @@ class ChunkTemplate:
         reason: str,
         stop: int | str | None,
         usage: Mapping[str, Any] | None,
+        further: bytes = b"",
     ) -> bytes:
         """A choice's last chunk, with what text is left, why it ended, and vLLM's `stop_reason`."""
-        fields = (choice, self._open, orjson.dumps(text), self._close, _json(logprobs), orjson.dumps(reason), orjson.dumps(stop))
-        return self._frame(b'{"index":%d%b%b%b,"logprobs":%b,"finish_reason":%b,"stop_reason":%b}' % fields, usage)
+        fields = (choice, orjson.dumps(text), _json(logprobs), orjson.dumps(reason), orjson.dumps(stop), further)
+        return self._frame(b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b,"stop_reason":%b%b}' % fields, usage)
 
     def usage(self, usage: Mapping[str, Any]) -> bytes:
         """The chunk without choices that carries the usage of the whole request."""
@@ -78,76 +76,57 @@ def _json(logprobs: Mapping[str, Any] | None) -> bytes:
 
 async def stream_events(
     generation: Generation,
-    request: GenerationRequest,
+    request: CompletionRequest,
     head: Mapping[str, Any],
     logprobs: LogprobWriter,
-    *,
-    chat: bool,
-    echoes: list[str] | None = None,
+    prompts: Sequence[Prompt],
 ) -> AsyncGenerator[bytes]:
-    """The frames of one streamed response, [DONE] included. An error on the way is a frame of its own, before [DONE].
+    """The frames of one streamed text completion, [DONE] included. An error on the way is a frame of its own, before [DONE].
 
     Args:
         generation: submitted, not consumed.
-        request: says what usage is wanted.
+        request: says what usage and ids are wanted.
         head: the fields that every chunk has.
         logprobs: makes the log probabilities of chunks.
-        chat: chat chunks, opened by a role chunk per choice; else text chunks.
-        echoes: text to put before the completions of each prompt.
+        prompts: of the request, in order.
     """
     options = request.stream_options
     include_usage = options is not None and options.include_usage is True
     continuous = include_usage and options is not None and options.continuous_usage_stats is True
-    template = ChunkTemplate(head, chat=chat, null_usage=include_usage)
+    template = ChunkTemplate(head, null_usage=include_usage)
+    with_ids, echo = request.return_token_ids is True, request.echo is True
+    # Choices that have yet to say what they say of their prompt.
+    unopened = {choice.index for choice in generation.choices} if with_ids or echo else set[int]()
 
-    def usage(choice: int) -> dict[str, Any] | None:
-        return generation.choice_usage(choice) if continuous else None
+    def frame(delta: Delta) -> bytes:
+        text, further, opens = delta.text, b"", delta.choice in unopened
+        if opens:
+            unopened.discard(delta.choice)
+            text = prompts[delta.prompt].echo + text
+        if with_ids:
+            further = b',"token_ids":' + orjson.dumps(delta.token_ids)
+            if opens:
+                further += b',"prompt_token_ids":' + orjson.dumps(prompts[delta.prompt].token_ids)
+        written = logprobs.write(delta.choice, delta.token_ids, delta.logprobs) if delta.logprobs or (opens and echo) else None
+        usage = generation.choice_usage(delta.choice) if continuous else None
+        if delta.finish_reason is not None:
+            return template.last(delta.choice, text, written, delta.finish_reason, delta.stop_reason, usage, further)
+        # A token may add no text yet: part of a character, or what could become a stop string.
+        if text or written is not None or continuous or with_ids:
+            return template.delta(delta.choice, text, written, usage, further)
+        return b""
 
-    unopened = {choice.index for choice in generation.choices}
     try:
-        if chat:
-            yield b"".join(template.role(index, usage(index)) for index in sorted(unopened))
-        async with aclosing(generation.deltas()) as steps:
+        async with aclosing(paced(generation.deltas(), request.stream_interval)) as steps:
             async for deltas in steps:
-                frames = [
-                    frame
-                    for delta in deltas
-                    if (frame := _frame(template, _opened(delta, unopened, echoes), delta, logprobs, usage, continuous))
-                ]
-                if frames:
-                    yield b"".join(frames)
+                if frames := b"".join(map(frame, deltas)):
+                    yield frames
         if include_usage:
             yield template.usage(generation.usage())
     except Exception as error:
         generation.abort()
         yield b"data: " + problem_of(error).payload() + b"\n\n"
     yield DONE
-
-
-def _opened(delta: Delta, unopened: set[int], echoes: list[str] | None) -> str:
-    # An echoed prompt opens its choices' text.
-    if delta.choice in unopened:
-        unopened.discard(delta.choice)
-        if echoes is not None:
-            return echoes[delta.prompt] + delta.text
-    return delta.text
-
-
-def _frame(
-    template: ChunkTemplate,
-    text: str,
-    delta: Delta,
-    logprobs: LogprobWriter,
-    usage: Callable[[int], dict[str, Any] | None],
-    every_token: bool,
-) -> bytes:
-    written = logprobs.write(delta.choice, delta.token_ids, delta.logprobs) if delta.logprobs else None
-    if delta.finish_reason is not None:
-        return template.last(delta.choice, text, written, delta.finish_reason, delta.stop_reason, usage(delta.choice))
-    # A token may add no text yet: part of a character, or what could become a stop string.
-    if text or written is not None or every_token:
-        return template.delta(delta.choice, text, written, usage(delta.choice))
-    return b""
 
 
 class EventStream(Response):

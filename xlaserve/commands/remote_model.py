@@ -1,10 +1,10 @@
-"""Chat against any OpenAI-compatible server, with nothing but the standard library."""
+"""A model behind any OpenAI-compatible server, with nothing but the standard library."""
 
 from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,7 +13,7 @@ from xlaserve.errors import ConfigError, EngineDeadError, InvalidRequestError, X
 TIMEOUT_SECONDS = 600.0
 
 
-class RemoteChat:
+class RemoteModel:
     """One server.
 
     Args:
@@ -47,23 +47,30 @@ class RemoteChat:
             InvalidRequestError: the server refuses the request.
             XlaserveError: the server cannot be reached, or fails.
         """
-        body = {"model": self._model, "messages": messages, "stream": True, **options}
+        body = {"messages": messages, **options}
+        return self._pieces("/v1/chat/completions", body, lambda choice: choice["delta"].get("content"))
+
+    def complete(self, prompt: str, options: dict[str, Any]) -> Generator[str]:
+        """The pieces of what follows a text. Errors are those of `answer`."""
+        return self._pieces("/v1/completions", {"prompt": prompt, **options}, lambda choice: choice["text"])
+
+    def close(self) -> None:
+        """Nothing stays open between answers."""
+
+    def _pieces(self, path: str, body: dict[str, Any], piece_of: Callable[[dict[str, Any]], str | None]) -> Generator[str]:
         connection = self._connect()
         try:
-            response = self._send(connection, "POST", "/v1/chat/completions", json.dumps(body))
+            response = self._send(connection, "POST", path, json.dumps({"model": self._model, "stream": True, **body}))
             for event in _events(response):
                 if "error" in event:
                     raise XlaserveError(f"the server failed: {event['error'].get('message')}")
                 for choice in event.get("choices", []):
-                    if piece := choice["delta"].get("content"):
+                    if piece := piece_of(choice):
                         yield piece
         except (OSError, http.client.HTTPException) as error:
             raise XlaserveError(f"lost the connection to {self._url}: {error}") from error
         finally:
             connection.close()
-
-    def close(self) -> None:
-        """Nothing stays open between answers."""
 
     def _connect(self) -> http.client.HTTPConnection:
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection

@@ -1,4 +1,4 @@
-"""Chat with a model that is loaded in this process."""
+"""A model that is loaded in this process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xlaserve.sampling.params import SamplingParams
 Result = TypeVar("Result")
 
 
-class LocalChat:
+class LocalModel:
     """One engine and the event loop that it is used on.
 
     Args:
@@ -37,7 +37,19 @@ class LocalChat:
         Raises:
             InvalidRequestError: the conversation no longer fits, or an option is out of range.
         """
-        prompt = self._engine.tokenizer.encode(self._engine.tokenizer.render_chat(messages), add_special_tokens=False)
+        # Chat templates write the special tokens themselves.
+        return self._pieces(self._engine.tokenizer.encode(self._engine.tokenizer.render_chat(messages), add_special_tokens=False), options)
+
+    def complete(self, prompt: str, options: dict[str, Any]) -> Generator[str]:
+        """The pieces of what follows a text. Errors are those of `answer`."""
+        return self._pieces(self._engine.tokenizer.encode(prompt), options)
+
+    def close(self) -> None:
+        """Stops the engine."""
+        self._wait(self._engine.close())
+        self._loop.close()
+
+    def _pieces(self, prompt: list[int], options: dict[str, Any]) -> Generator[str]:
         values: dict[str, Any] = {"max_tokens": None, **self._engine.default_sampling, **options}
         params = SamplingParams(**values)
         stream = self._wait(self._submit(prompt, params))
@@ -47,11 +59,6 @@ class LocalChat:
                     yield completion.text
         finally:
             stream.abort()
-
-    def close(self) -> None:
-        """Stops the engine."""
-        self._wait(self._engine.close())
-        self._loop.close()
 
     def _wait(self, work: Coroutine[None, None, Result]) -> Result:
         task = self._loop.create_task(work)

@@ -1,0 +1,179 @@
+"""One chat request at work, whichever API it came through: rendered, tokenized, submitted, and its text read as events.
+
+Endpoints translate `ChatDelta`s into their own words: chat completions, responses and messages all stand on this.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+
+from xlaserve.engine.outputs import Logprob
+from xlaserve.sampling.beam_search import GenerationParams
+from xlaserve.server.chat_prompt import chat_prompt
+from xlaserve.server.generation import Delta, Generation
+from xlaserve.server.pacing import check_interval, paced
+from xlaserve.server.parameters import generation_params
+from xlaserve.server.parsing.events import Content, OutputEvent, Reasoning, ToolCallArguments, ToolCallStart
+from xlaserve.server.protocol import ChatCompletionRequest
+from xlaserve.server.state import state_of
+from xlaserve.server.unsupported import refuse_unsupported
+
+
+@dataclass(slots=True)
+class ChatDelta:
+    """What is new in one choice.
+
+    Args:
+        choice: its index.
+        events: what the new text means; may be empty.
+        token_ids: new tokens, those of markers included.
+        logprobs: of the same tokens; empty where not asked for.
+        finish_reason: None while the choice goes on; "stop", "length", "tool_calls" or "abort" with its last delta.
+        stop_reason: the stop string or token id that ended it, None for the model's own end.
+    """
+
+    choice: int
+    events: list[OutputEvent]
+    token_ids: list[int]
+    logprobs: list[dict[int, Logprob]]
+    finish_reason: str | None
+    stop_reason: int | str | None
+
+
+@dataclass(slots=True)
+class ToolCall:
+    """A complete call; `arguments` is JSON text, as far as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class ChatChoice:
+    """A complete choice; see `ChatDelta` for the fields that they share."""
+
+    index: int
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list[ToolCall])
+    token_ids: list[int] = field(default_factory=list[int])
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list[dict[int, Logprob]])
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+class ChatRun:
+    """A submitted chat request; consumed once, through `deltas` or `collect`.
+
+    Args:
+        request_id: unique among requests.
+        generation: submitted, not consumed.
+        params: what it was submitted with.
+        prompt_token_ids: what the model reads.
+        stream_interval: tokens of a choice that a delta is made of; None for one by one.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        generation: Generation,
+        params: GenerationParams,
+        prompt_token_ids: list[int],
+        *,
+        stream_interval: int | None = None,
+    ) -> None:
+        self.request_id = request_id
+        self.generation = generation
+        self.params = params
+        self.prompt_token_ids = prompt_token_ids
+        self.prompt_tokens = len(prompt_token_ids)
+        self._stream_interval = stream_interval
+        self.choice_count = len(generation.choices)
+
+    async def deltas(self) -> AsyncGenerator[list[ChatDelta]]:
+        """What is new, as the engine produces it; ends when every choice has ended.
+
+        Raises:
+            ShuttingDownError, GenerationFailedError, EngineDeadError: the engine ended a choice early.
+        """
+        async with aclosing(paced(self.generation.deltas(), self._stream_interval)) as steps:
+            async for deltas in steps:
+                yield [self._chat_delta(delta) for delta in deltas]
+
+    async def collect(self) -> list[ChatChoice]:
+        """All choices, complete."""
+        choices = [ChatChoice(index) for index in range(self.choice_count)]
+        contents: list[list[str]] = [[] for _ in choices]
+        reasonings: list[list[str]] = [[] for _ in choices]
+        arguments: list[list[list[str]]] = [[] for _ in choices]
+        async with aclosing(self.deltas()) as steps:
+            async for deltas in steps:
+                for delta in deltas:
+                    choice = choices[delta.choice]
+                    for event in delta.events:
+                        match event:
+                            case Content(text):
+                                contents[delta.choice].append(text)
+                            case Reasoning(text):
+                                reasonings[delta.choice].append(text)
+                            case ToolCallStart(_, call_id, name):
+                                choice.tool_calls.append(ToolCall(call_id, name))
+                                arguments[delta.choice].append([])
+                            case ToolCallArguments(index, text):
+                                arguments[delta.choice][index].append(text)
+                    choice.token_ids += delta.token_ids
+                    choice.logprobs += delta.logprobs
+                    if delta.finish_reason is not None:
+                        choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
+        for choice in choices:
+            choice.content, choice.reasoning = "".join(contents[choice.index]), "".join(reasonings[choice.index])
+            for call, pieces in zip(choice.tool_calls, arguments[choice.index], strict=True):
+                call.arguments = "".join(pieces)
+        return choices
+
+    def abort(self) -> None:
+        """Gives up what still runs and frees its KV blocks; harmless when all has ended."""
+        self.generation.abort()
+
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's usage object for the whole request so far."""
+        return self.generation.usage()
+
+    def choice_usage(self, index: int) -> dict[str, Any]:
+        """The same for one choice so far."""
+        return self.generation.choice_usage(index)
+
+    def _chat_delta(self, delta: Delta) -> ChatDelta:
+        events: list[OutputEvent] = [Content(delta.text)] if delta.text else []
+        return ChatDelta(delta.choice, events, delta.token_ids, delta.logprobs, delta.finish_reason, delta.stop_reason)
+
+
+async def start_chat(request: Request, body: ChatCompletionRequest, *, request_id: str | None = None) -> ChatRun:
+    """Checks a chat request, makes its prompt, and submits it.
+
+    Args:
+        request: names the application; its body has been read.
+        body: what is asked for; `stream` says nothing here.
+        request_id: unique; None makes one.
+
+    Raises:
+        InvalidRequestError: what the client got wrong.
+        ModelNotFoundError, NotReadyError, OverloadedError, ShuttingDownError, EngineDeadError: it cannot be served, or not now.
+    """
+    state = state_of(request)
+    engine = state.require_engine()
+    refuse_unsupported(body, chat=True)
+    check_interval(body.stream_interval)
+    state.check_model(body.model)
+    prompt = await chat_prompt(body, state)
+    params = generation_params(body, engine, len(prompt.token_ids), "messages")
+    request_id = request_id or f"chatcmpl-{uuid.uuid4().hex}"
+    generation = Generation(engine, state.metrics, [prompt.token_ids], [params], request_id)
+    return ChatRun(request_id, generation, params, prompt.token_ids, stream_interval=body.stream_interval)

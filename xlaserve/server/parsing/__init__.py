@@ -1,0 +1,1 @@
+"""What a model's text means: content, reasoning and tool calls, found by one incremental machine."""
