@@ -51,7 +51,7 @@ class ByteTokenizer:
         chat_template: str | None = None,
     ) -> str:
         source = chat_template or self.chat_templates["default"]
-        if source != "scripted":
+        if "{" in source:
             return ChatTemplate(source).render(
                 messages,
                 tools=tools,

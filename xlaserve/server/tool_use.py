@@ -99,7 +99,8 @@ def tool_use(body: ChatCompletionRequest) -> ToolUse | None:
     for number, tool in enumerate(tools):
         name, parameters = _function(tool, f"tools.{number}")
         if name in schemas:
-            raise InvalidRequestError(f"`tools` holds two functions named {name!r}.", field=f"tools.{number}.function.name", value=name)
+            field = f"tools.{number}.function.name"
+            raise InvalidRequestError(f"`{field}` is that of an earlier tool, {name!r}.", field=field, value=name)
         schemas[name] = parameters
     choice, name = _choice(body.tool_choice, schemas)
     if not tools or choice == "none":
