@@ -11,6 +11,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
+from xlaserve.commands.chat_flags import add_chat_arguments, chat_settings
 from xlaserve.commands.engine_flags import add_engine_arguments, engine_options, size
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     dev = "let clients pause the engine, put it to sleep, and read its trace: for trusted networks only"
     group.add_argument("--dev-endpoints", action="store_true", help=dev)
     group.add_argument("--no-ui", dest="page", action="store_false", help="no page at / for browsers")
+    add_chat_arguments(parser)
     group.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="(default: info)")
 
 
@@ -63,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
         max_stored_responses=args.max_stored_responses,
         max_stored_bytes=args.max_stored_bytes,
         page=args.page,
+        chat=chat_settings(args),
         dev_endpoints=args.dev_endpoints,
     )
     listener = bind(settings)

@@ -18,7 +18,10 @@ class TextCodec(Protocol):
     """The part of a tokenizer that requests need; safe to call from any thread."""
 
     @property
-    def chat_template(self) -> str | None: ...
+    def chat_templates(self) -> Mapping[str, str]: ...
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]: ...
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
@@ -36,6 +39,7 @@ class TextCodec(Protocol):
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
     ) -> str: ...
 
 
