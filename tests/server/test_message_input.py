@@ -125,6 +125,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"messages": ["hi"]}, "messages.0"),
     ({"messages": [{"role": "king", "content": "x"}]}, "messages.0.role"),
     ({"messages": [{"role": "user"}]}, "messages.0.content"),
+    (user(), "messages.0.content"),
     (user(5), "messages.0.content.0"),
     (user(nested(900)), "messages.0.content.0"),
     (user({"type": "text"}), "messages.0.content.0.text"),
