@@ -90,7 +90,8 @@ def test_blocks_become_messages(system: Any, messages: Any, expected: list[dict[
         ({"tool_choice": {"type": "auto"}}, {}),
         ({"thinking": {"type": "disabled"}}, {"reasoning_effort": "none"}),
         ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, {"reasoning_effort": "low"}),
-        ({"thinking": {"type": "enabled", "budget_tokens": 10}}, {"thinking_token_budget": 10}),
+        ({"thinking": {"type": "enabled", "budget_tokens": 10}}, {"reasoning_effort": "medium"}),
+        ({"thinking": {"type": "enabled", "budget_tokens": 10}, "output_config": {"effort": "low"}}, {"reasoning_effort": "low"}),
         ({"thinking": {"type": "adaptive", "display": "omitted"}}, {"include_reasoning": False}),
         (
             {"output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}},
