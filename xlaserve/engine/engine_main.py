@@ -18,6 +18,7 @@ import time
 
 from xlaserve.engine.framing import FrameReader, FrameWriter
 from xlaserve.engine.inbox import Inbox
+from xlaserve.engine.log_format import log_to_stderr
 from xlaserve.engine.messages import Failed, Progress, Ready, Reply, Start, Step, ToEngine, TokenEvent
 from xlaserve.errors import XlaserveError
 
@@ -91,8 +92,7 @@ def main(descriptor: int, parent: int) -> int:
         os.environ.pop("PYTHONPATH", None)
     else:
         os.environ["PYTHONPATH"] = start.python_path
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("xlaserve").setLevel(start.log_level)
+    log_to_stderr(start.log_level, start.log_format)
     try:
         _run(channel, start)
     except XlaserveError as error:

@@ -19,6 +19,7 @@ from xlaserve.engine.connection import OnEvents, OnFailure
 from xlaserve.engine.engine_spawn import Spawned, spawn_engine
 from xlaserve.engine.framing import FrameReader, FrameWriter
 from xlaserve.engine.front_end import FrontEnd
+from xlaserve.engine.log_format import current_format
 from xlaserve.engine.messages import Add, EngineInfo, Failed, Finish, FromEngine, Progress, Ready, Reply, Start, Step, ToEngine
 from xlaserve.engine.outputs import EngineStats
 from xlaserve.engine.request import Request
@@ -84,7 +85,8 @@ class EngineProcess(asyncio.Protocol):
         """Tell the process what to be."""
         self._process = spawned.process
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=spawned.end)
-        self._send(Start(config, logging.getLogger("xlaserve").getEffectiveLevel(), os.environ.get("PYTHONPATH")))
+        level = logging.getLogger("xlaserve").getEffectiveLevel()
+        self._send(Start(config, level, os.environ.get("PYTHONPATH"), current_format()))
 
     def listen(self, on_events: OnEvents, on_failure: OnFailure) -> None:
         """As in `Connection`."""

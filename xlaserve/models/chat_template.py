@@ -40,6 +40,10 @@ class ChatTemplate:
     def __init__(self, source: str) -> None:
         self.source = source
 
+    def check(self) -> None:
+        """Raise InvalidRequestError where the source is too long or not valid Jinja."""
+        assert self._template
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

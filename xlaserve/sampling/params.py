@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from xlaserve.errors import InvalidRequestError
+from xlaserve.sampling.structured import StructuredOutput
 
 MAX_N = 128
 MAX_STOP_STRINGS = 16
@@ -54,6 +55,7 @@ class SamplingParams:
         detokenize: make text at all; without it outputs carry token ids only, and `stop` is refused.
         priority: place in line where the engine schedules by priority: lower ones first, equal ones in order of arrival.
         cache_salt: computed prompts are shared only among requests with the same salt; None shares with all that have none.
+        structured: the form that the output must have.
 
     Raises:
         InvalidRequestError: a value has the wrong type or is out of range.
@@ -83,6 +85,7 @@ class SamplingParams:
     detokenize: bool = True
     priority: int = 0
     cache_salt: str | None = None
+    structured: StructuredOutput | None = None
 
     def __post_init__(self) -> None:
         check_integer("n", self.n, 1, MAX_N)
@@ -118,6 +121,8 @@ class SamplingParams:
             raise InvalidRequestError(
                 f"cache_salt must be a non-empty string, got {self.cache_salt!r}.", field="cache_salt", value=self.cache_salt
             )
+        if self.structured is not None and not isinstance(self.structured, StructuredOutput):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidRequestError(f"structured must be a StructuredOutput, got {self.structured!r}.", field="structured")
         stop = _texts("stop", self.stop)
         if len(stop) > MAX_STOP_STRINGS:
             raise InvalidRequestError(f"stop may hold at most {MAX_STOP_STRINGS} strings, got {len(stop)}.", field="stop", value=len(stop))

@@ -8,14 +8,18 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.requests import Request
 
 from xlaserve.engine.outputs import Logprob
+from xlaserve.errors import InvalidRequestError
 from xlaserve.sampling.beam_search import GenerationParams
+from xlaserve.sampling.params import SamplingParams
 from xlaserve.server.chat_prompt import chat_prompt
+from xlaserve.server.chat_reading import Reading, reading_of
+from xlaserve.server.chat_setup import chat_setup
 from xlaserve.server.generation import Delta, Generation
 from xlaserve.server.pacing import check_interval, paced
 from xlaserve.server.parameters import generation_params
@@ -77,6 +81,7 @@ class ChatRun:
         generation: submitted, not consumed.
         params: what it was submitted with.
         prompt_token_ids: what the model reads.
+        reading: how its text is read; None where it is nothing but content.
         stream_interval: tokens of a choice that a delta is made of; None for one by one.
     """
 
@@ -87,6 +92,7 @@ class ChatRun:
         params: GenerationParams,
         prompt_token_ids: list[int],
         *,
+        reading: Reading | None = None,
         stream_interval: int | None = None,
     ) -> None:
         self.request_id = request_id
@@ -96,6 +102,10 @@ class ChatRun:
         self.prompt_tokens = len(prompt_token_ids)
         self._stream_interval = stream_interval
         self.choice_count = len(generation.choices)
+        self._reading = reading
+        self._parsers = None if reading is None else [reading.parser() for _ in range(self.choice_count)]
+        self._reasoning_tokens = [0] * self.choice_count
+        self._called = [False] * self.choice_count
 
     async def deltas(self) -> AsyncGenerator[list[ChatDelta]]:
         """What is new, as the engine produces it; ends when every choice has ended.
@@ -144,15 +154,33 @@ class ChatRun:
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's usage object for the whole request so far."""
-        return self.generation.usage()
+        return self._with_reasoning(self.generation.usage(), sum(self._reasoning_tokens))
 
     def choice_usage(self, index: int) -> dict[str, Any]:
         """The same for one choice so far."""
-        return self.generation.choice_usage(index)
+        return self._with_reasoning(self.generation.choice_usage(index), self._reasoning_tokens[index])
+
+    def _with_reasoning(self, usage: dict[str, Any], tokens: int) -> dict[str, Any]:
+        if self._reading is not None and self._reading.reasoning is not None:
+            usage["completion_tokens_details"] = {"reasoning_tokens": tokens}
+        return usage
 
     def _chat_delta(self, delta: Delta) -> ChatDelta:
-        events: list[OutputEvent] = [Content(delta.text)] if delta.text else []
-        return ChatDelta(delta.choice, events, delta.token_ids, delta.logprobs, delta.finish_reason, delta.stop_reason)
+        if self._parsers is None:
+            events: list[OutputEvent] = [Content(delta.text)] if delta.text else []
+            return ChatDelta(delta.choice, events, delta.token_ids, delta.logprobs, delta.finish_reason, delta.stop_reason)
+        parser, reason = self._parsers[delta.choice], delta.finish_reason
+        events = parser.feed(delta.text)
+        if parser.in_reasoning or any(isinstance(event, Reasoning) for event in events):
+            self._reasoning_tokens[delta.choice] += len(delta.token_ids)
+        if reason is not None:
+            events += parser.finish()
+        assert self._reading is not None
+        events = [event for event in events if self._reading.wants(event)]
+        self._called[delta.choice] |= any(isinstance(event, ToolCallStart) for event in events)
+        if reason == "stop" and self._called[delta.choice]:
+            reason = "tool_calls"
+        return ChatDelta(delta.choice, events, delta.token_ids, delta.logprobs, reason, delta.stop_reason)
 
 
 async def start_chat(request: Request, body: ChatCompletionRequest, *, request_id: str | None = None) -> ChatRun:
@@ -172,8 +200,18 @@ async def start_chat(request: Request, body: ChatCompletionRequest, *, request_i
     refuse_unsupported(body, chat=True)
     check_interval(body.stream_interval)
     state.check_model(body.model)
+    setup = chat_setup(state)
     prompt = await chat_prompt(body, state)
+    reading = reading_of(body, prompt, setup, engine.tokenizer)
     params = generation_params(body, engine, len(prompt.token_ids), "messages")
+    if reading is not None and reading.special:
+        params = replace(params, skip_special_tokens=False)
+    if prompt.tools is not None and prompt.tools.forced is not None:
+        if not isinstance(params, SamplingParams):
+            raise InvalidRequestError(
+                "`tool_choice` cannot require a call together with `use_beam_search`.", field="tool_choice", value=body.tool_choice
+            )
+        params = replace(params, structured=prompt.tools.structured(None if reading is None else reading.answer_after))
     request_id = request_id or f"chatcmpl-{uuid.uuid4().hex}"
     generation = Generation(engine, state.metrics, [prompt.token_ids], [params], request_id)
-    return ChatRun(request_id, generation, params, prompt.token_ids, stream_interval=body.stream_interval)
+    return ChatRun(request_id, generation, params, prompt.token_ids, reading=reading, stream_interval=body.stream_interval)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from xlaserve.engine.messages import EngineInfo
 from xlaserve.engine.modes import PauseMode, SleepLevel
 from xlaserve.engine.outputs import EngineStats, RequestOutput
 from xlaserve.engine.report import EngineReport
@@ -18,7 +19,10 @@ class TextCodec(Protocol):
     """The part of a tokenizer that requests need; safe to call from any thread."""
 
     @property
-    def chat_template(self) -> str | None: ...
+    def chat_templates(self) -> Mapping[str, str]: ...
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]: ...
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
@@ -36,6 +40,7 @@ class TextCodec(Protocol):
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
     ) -> str: ...
 
 
@@ -64,6 +69,9 @@ class Engine(Protocol):
 
     @property
     def default_sampling(self) -> Mapping[str, float | int]: ...
+
+    @property
+    def info(self) -> EngineInfo: ...
 
     @property
     def plan(self) -> str: ...

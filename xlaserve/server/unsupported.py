@@ -31,8 +31,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prompt_embeds": (),
     "thinking_token_budget": (-1,),
     "repetition_detection": (),
-    "documents": ([],),
-    "chat_template": (),
     "modalities": (["text"],),
     "audio": (),
     "web_search_options": (),
@@ -52,12 +50,9 @@ _NEUTRAL_IN_COMPLETIONS: dict[str, tuple[Any, ...]] = {"top_logprobs": (0,)}
 # Hints and bookkeeping that change nothing in the answer.
 _HINTS = frozenset(
     {
-        "include_reasoning",
         "metadata",
-        "parallel_tool_calls",
         "prediction",
         "prompt_cache_key",
-        "reasoning_effort",
         "safety_identifier",
         "service_tier",
         "session_id",
