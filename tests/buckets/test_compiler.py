@@ -434,7 +434,10 @@ def test_each_family_is_compiled_under_its_own_conditions(setup: Setup, monkeypa
 
         def compile(self) -> Lowered:
             seen[self.bucket.name] = held.family
-            return None
+            return self
+
+        def memory_analysis(self) -> None:
+            """Some platforms have none."""
 
     monkeypatch.setattr(compiler_module, "export", lambda _spec, _bucket, _name: b"")
     monkeypatch.setattr(compiler_module, "lower_portable", lambda _content, _spec, bucket, _device: Lowered(bucket))
