@@ -113,10 +113,7 @@ def test_a_stream_is_refused_before_it_begins(client: OpenAI) -> None:
 def test_what_takes_get_takes_head(shared: Live, path: str) -> None:
     head, get = shared.client.head(path), shared.client.get(path)
     assert (head.status_code, head.content) == (200, b"")
-    assert (
-        head.headers["content-type" if get.content else "content-length"]
-        == get.headers["content-type" if get.content else "content-length"]
-    )
+    assert head.headers.get("content-type") == get.headers.get("content-type")
 
 
 @pytest.mark.parametrize(
