@@ -59,7 +59,7 @@ ROWS: list[tuple[dict[str, Any], type[openai.APIStatusError], str, str, tuple[st
     # "stop cannot contain an empty string."
     ({**A, "stop": [""]}, BAD, "stop", "invalid_value", ("non-empty strings",)),
     # "logit_bias contains key(s) that cannot be converted to integer token IDs"
-    ({**A, "logit_bias": {"five": 1}}, BAD, "logit_bias", "invalid_value", ("token ids for keys", "'five'")),
+    ({**A, "logit_bias": {"five": 1}}, BAD, "logit_bias", "invalid_value", ("integer token ids for keys", "'five'")),
     # "allowed_token_ids is not None and empty!"
     ({**A, "allowed_token_ids": []}, BAD, "allowed_token_ids", "invalid_value", ("at least one id",)),
     # "suffix is not currently supported"
@@ -113,10 +113,7 @@ def test_a_stream_is_refused_before_it_begins(client: OpenAI) -> None:
 def test_what_takes_get_takes_head(shared: Live, path: str) -> None:
     head, get = shared.client.head(path), shared.client.get(path)
     assert (head.status_code, head.content) == (200, b"")
-    assert (
-        head.headers["content-type" if get.content else "content-length"]
-        == get.headers["content-type" if get.content else "content-length"]
-    )
+    assert head.headers.get("content-type") == get.headers.get("content-type")
 
 
 @pytest.mark.parametrize(
