@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from xlaserve.buckets import _compat, executable, keys
 from xlaserve.buckets import compiler as compiler_module
-from xlaserve.buckets import executable, keys
 from xlaserve.buckets.compile_events import COMPILE_EVENTS
 from xlaserve.buckets.compiler import Compiler, Graph, collect, export_all
 from xlaserve.buckets.directories import load
@@ -211,13 +211,13 @@ def test_stablehlo_that_cannot_be_used_is_traced_again_with_a_note(case: str, se
         wanted = "sha256"
     elif case == "no StableHLO":
         store.save(GENERATE.name, stablehlo=b"whole, but no StableHLO")
-        wanted = f"{GENERATE.name}: stored StableHLO is no exported StableHLO that JAX"
+        wanted = f"{GENERATE.name}: stored StableHLO: it is none that JAX"
     elif case == "another graph's":
         store.save(GENERATE.name, stablehlo=store.stablehlo(SEAT.name))
-        wanted = f"{GENERATE.name}: stored StableHLO its arguments are not this graph's"
+        wanted = f"{GENERATE.name}: stored StableHLO: its arguments are not this graph's"
     else:
         store.save(GENERATE.name, stablehlo=compiler_module.export(setup.spec, GENERATE, "cuda"))
-        wanted = f"{GENERATE.name}: stored StableHLO JAX does not take it"
+        wanted = f"{GENERATE.name}: stored StableHLO: JAX does not take it"
     graph = prepare(setup.spec, store, ONE)[GENERATE]
     assert graph.source == "compiled"
     assert graph.note is not None
@@ -239,7 +239,7 @@ def test_stablehlo_that_the_compiler_refuses_is_traced_again(setup: Setup, tmp_p
 
     monkeypatch.setattr(compiler_module, "lower_portable", lower_portable)
     for graph in prepare(setup.spec, store, ONE).values():
-        assert (graph.source, graph.note) == ("compiled", f"{graph.bucket.name}: stored StableHLO does not compile: unknown op")
+        assert (graph.source, graph.note) == ("compiled", f"{graph.bucket.name}: stored StableHLO: does not compile: unknown op")
 
 
 def test_what_the_compiler_refuses_is_named(setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +348,7 @@ def test_results_are_what_graphs_give(setup: Setup) -> None:
 
 
 def test_jax_still_builds_executables_of_the_fields_that_are_known(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`xlaserve.buckets.executable` rests on one private class of JAX; a field that it does not know must be an error that says so."""
+    """`xlaserve.buckets._compat` knows the fields of one private class of JAX; one that it does not know must be an error that says so."""
     from jax._src.interpreters import pxla
 
     arguments = entry(setup.spec, SEAT).arguments
@@ -356,7 +356,7 @@ def test_jax_still_builds_executables_of_the_fields_that_are_known(setup: Setup,
     assert content is not None
     assert executable.load("seat", content, arguments, results(setup.spec, SEAT), device())
     real = fields(pxla.UnloadedMeshExecutable)
-    monkeypatch.setattr(executable, "fields", lambda _class: (*real, SimpleNamespace(name="new_field")))
+    monkeypatch.setattr(_compat, "fields", lambda _class: (*real, SimpleNamespace(name="new_field")))
     with pytest.raises(ArtifactError, match=r"builds executables in a way that xlaserve does not know: it asks for new_field"):
         executable.load("seat", content, arguments, results(setup.spec, SEAT), device())
 
@@ -431,7 +431,7 @@ def test_each_family_is_compiled_under_its_own_conditions(setup: Setup, monkeypa
         def __init__(self, bucket: Bucket | UpkeepBucket) -> None:
             self.bucket = bucket
 
-        def compile(self) -> object:
+        def compile(self) -> Lowered:
             seen[self.bucket.name] = held.family
             return None
 

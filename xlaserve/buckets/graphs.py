@@ -11,7 +11,7 @@ sequence slot, where the next generate step reads them; the host reads `output` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -75,7 +75,7 @@ class GraphSpec:
     branches: bool
     top_k: TopKKind
 
-    def parameters(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def parameters(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Name, shape and dtype of every parameter, in the order of `params`."""
         return parameter_shapes(self.model, jnp.dtype(self.dtype))
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from xlaserve.buckets.ladder import LadderSizes
 from xlaserve.buckets.workspace import workspace_bytes
+from xlaserve.engine.kv_publisher import KVEventsConfig
 from xlaserve.engine.memory_plan import SMALLER, MemoryPlan, mebibytes
 from xlaserve.engine.seating import slot_bytes
 from xlaserve.errors import ConfigError
@@ -45,7 +46,7 @@ class EngineConfig:
         context_buckets: chunk lengths in tokens that there are to be context graphs for, multiples of the block size.
         generate_buckets: lengths of context in tokens that there are to be generate graphs for, multiples of the block size; the longest
             must hold the longest sequence.
-        neuron: what the user sets of the Neuron platform; others do not look at it.
+        neuron: what the user sets of the Neuron platform; others refuse it.
         compile_cache: directory that compiled graphs are kept in.
         artifacts: directory that `xlaserve compile -o` made; graphs are loaded from there, and sizes left open are taken from it.
         artifacts_only: fail rather than compile a graph.
@@ -56,6 +57,7 @@ class EngineConfig:
         max_queued_tokens: tokens of waiting prompts beyond which requests are turned away; None sets no bound.
         stall_timeout: seconds with work and without progress after which the engine counts as unhealthy.
         async_scheduling: decide the next iteration while the device computes one, and read tokens one iteration late.
+        kv_events: where to publish what the prefix cache holds and loses; None publishes nothing.
         scheduling_policy: who comes first: "fcfs", in order of arrival, or "priority", by `SamplingParams.priority`, then arrival.
 
     Raises:
@@ -86,6 +88,7 @@ class EngineConfig:
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     stall_timeout: int = 300
     async_scheduling: bool = True
+    kv_events: KVEventsConfig | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -109,6 +112,8 @@ class EngineConfig:
         for name in _BUCKET_LISTS:
             if (lengths := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _lengths(name, lengths))
+        if self.kv_events is not None and not self.enable_prefix_caching:
+            raise ConfigError("kv_events are about the prefix cache: they need enable_prefix_caching.")
         if self.block_size is not None and self.block_size & (self.block_size - 1):
             raise ConfigError(f"block_size must be a power of two, got {self.block_size}.")
 

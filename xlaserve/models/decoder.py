@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -102,8 +105,12 @@ class CausalLM(nn.Module):
         return logits
 
 
-def parameter_shapes(config: ModelConfig, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Name, shape and dtype of every parameter, in a fixed order: the order of the flat tuple that graphs take."""
+@cache
+def parameter_shapes(config: ModelConfig, dtype: Any) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """Name, shape and dtype of every parameter, in a fixed order: the order of the flat tuple that graphs take.
+
+    Known once for each model, since Flax has to trace it: a start asks for every graph.
+    """
 
     def attend(_layer: int, q: Array, _k: Array, _v: Array, **_options: Any) -> Array:
         return q
@@ -111,7 +118,7 @@ def parameter_shapes(config: ModelConfig, dtype: Any) -> dict[str, jax.ShapeDtyp
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     model = CausalLM(config, dtype)
     tree = jax.eval_shape(lambda t: model.init(jax.random.key(0), t, t, attend), tokens)["params"]
-    return {".".join(str(p.key) for p in path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return MappingProxyType({".".join(str(p.key) for p in path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]})
 
 
 def parameter_tree(names: tuple[str, ...], values: tuple[Array, ...]) -> dict[str, Any]:

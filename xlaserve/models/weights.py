@@ -26,7 +26,7 @@ _DERIVED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cach
 
 def load_weights(
     checkpoint: Checkpoint,
-    parameters: dict[str, jax.ShapeDtypeStruct],
+    parameters: Mapping[str, jax.ShapeDtypeStruct],
     device: Device,
     *,
     fused_rows: Mapping[str, int],
@@ -63,7 +63,7 @@ def load_weights(
     return tuple(placed)
 
 
-def placeholder_weights(parameters: dict[str, jax.ShapeDtypeStruct], device: Device) -> tuple[jax.Array, ...]:
+def placeholder_weights(parameters: Mapping[str, jax.ShapeDtypeStruct], device: Device) -> tuple[jax.Array, ...]:
     """Parameters of the right shapes on `device` that mean nothing, to run graphs where no checkpoint is to be read."""
     placed: list[jax.Array] = []
     for parameter in parameters.values():

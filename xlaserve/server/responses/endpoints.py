@@ -120,11 +120,11 @@ def _items(turns: Turns) -> Iterator[Item]:
 
 def _generate_behind(record: Record, state: ServerState) -> None:
     # Counted as a request in flight, so that the server waits for it when it is told to stop.
-    state.enter()
+    state.enter(load=True)
 
     def ended(_: object) -> None:
         state.responses.settle(record)
-        state.leave()
+        state.leave(load=True)
 
     record.start().add_done_callback(ended)
 
