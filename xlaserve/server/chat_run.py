@@ -16,7 +16,6 @@ from starlette.requests import Request
 from xlaserve.engine.outputs import Logprob
 from xlaserve.errors import InvalidRequestError
 from xlaserve.sampling.beam_search import GenerationParams
-from xlaserve.sampling.params import SamplingParams
 from xlaserve.server.chat_prompt import chat_prompt
 from xlaserve.server.chat_reading import Reading, reading_of
 from xlaserve.server.chat_setup import chat_setup
@@ -26,6 +25,7 @@ from xlaserve.server.parameters import generation_params
 from xlaserve.server.parsing.events import Content, OutputEvent, Reasoning, ToolCallArguments, ToolCallStart
 from xlaserve.server.protocol import ChatCompletionRequest
 from xlaserve.server.state import state_of
+from xlaserve.server.structured import checked_structure
 from xlaserve.server.unsupported import refuse_unsupported
 
 
@@ -214,15 +214,16 @@ async def start_chat(request: Request, body: ChatCompletionRequest, *, request_i
     setup = chat_setup(state)
     prompt = await chat_prompt(body, state)
     reading = reading_of(body, prompt, setup, engine.tokenizer)
-    params = generation_params(body, engine, len(prompt.token_ids), "messages")
+    after = None if reading is None else reading.answer_after
+    calls = None if prompt.tools is None else prompt.tools.structured(after)
+    if calls is not None and body.use_beam_search:
+        raise InvalidRequestError(
+            "`tool_choice` cannot require a call together with `use_beam_search`.", field="tool_choice", value=body.tool_choice
+        )
+    structured = await checked_structure(body, engine, after=after, calls=calls)
+    params = generation_params(body, engine, len(prompt.token_ids), "messages", structured=structured)
     if reading is not None and reading.special:
         params = replace(params, skip_special_tokens=False)
-    if prompt.tools is not None and prompt.tools.forced is not None:
-        if not isinstance(params, SamplingParams):
-            raise InvalidRequestError(
-                "`tool_choice` cannot require a call together with `use_beam_search`.", field="tool_choice", value=body.tool_choice
-            )
-        params = replace(params, structured=prompt.tools.structured(None if reading is None else reading.answer_after))
     request_id = request_id or f"chatcmpl-{uuid.uuid4().hex}"
     generation = Generation(engine, state.metrics, [prompt.token_ids], [params], request_id)
     return ChatRun(request_id, generation, params, prompt.token_ids, reading=reading, stream_interval=body.stream_interval)
