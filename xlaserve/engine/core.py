@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from xlaserve.engine.grammar import Grammars
 from xlaserve.engine.graph_table import GraphTable
 from xlaserve.engine.messages import TokenEvent
 from xlaserve.engine.modes import PauseMode, SleepLevel
-from xlaserve.engine.outputs import EngineStats, FinishReason
+from xlaserve.engine.outputs import ITERATION_TOKENS, EngineStats, FinishReason
 from xlaserve.engine.report import WAITING_SHOWN, EngineReport, sequence_reports
 from xlaserve.engine.runner import Runner, read
 from xlaserve.engine.scheduler import Scheduler
@@ -64,6 +65,7 @@ class _Counters:
     generation_tokens: int = 0
     allocated_token_slots: int = 0
     used_token_slots: int = 0
+    iteration_tokens: list[int] = field(default_factory=lambda: [0] * (len(ITERATION_TOKENS) + 1))
 
 
 class _InFlight(NamedTuple):
@@ -263,6 +265,8 @@ class EngineCore:
         elif decision is None and not events and self._structures is not None:
             self._structures.wait(_IDLE_SECONDS)
         self.progress += bool(decision is not None or events)
+        if self._pool.events is not None:
+            self._pool.events.flush()
         if decision is not None:
             scheduler = self._scheduler
             places, tokens = decision.places, decision.tokens
@@ -301,6 +305,7 @@ class EngineCore:
             steps=counters.steps,
             scheduled_tokens=counters.scheduled_tokens,
             padded_tokens=counters.padded_tokens,
+            iteration_tokens=tuple(counters.iteration_tokens),
             compile_events=COMPILE_EVENTS.count - self._compiled_before,
             prefix_cache_queries=scheduler.prefix_queries,
             prefix_cache_hits=scheduler.prefix_hits,
@@ -394,6 +399,7 @@ class EngineCore:
         worth = structured > 0 and structured >= _WORTH_WAITING * sum(map(len, decision.rows))
         self._unread.append(_InFlight(counters.steps, decision, outputs, first, worth))
         counters.scheduled_tokens += decision.tokens
+        counters.iteration_tokens[bisect_left(ITERATION_TOKENS, decision.tokens)] += 1
         counters.padded_tokens += decision.places - decision.tokens
         counters.prompt_tokens += _prompt_tokens(decision)
         # A shared block counts once, in both; all its places hold a token.

@@ -113,9 +113,19 @@ class ChatRun:
         Raises:
             ShuttingDownError, GenerationFailedError, EngineDeadError: the engine ended a choice early.
         """
-        async with aclosing(paced(self.generation.deltas(), self._stream_interval)) as steps:
+        async with aclosing(self.steps()) as steps:
             async for deltas in steps:
-                yield [self._chat_delta(delta) for delta in deltas]
+                yield [self.read(delta) for delta in deltas]
+
+    @property
+    def plain(self) -> bool:
+        """Whether the text is nothing but content, so that it need not be read."""
+        return self._parsers is None
+
+    def steps(self) -> AsyncGenerator[list[Delta]]:
+        """What `deltas` gives before it is read, for who passes plain text on without a detour; see `read`."""
+        steps = self.generation.deltas()
+        return steps if self._stream_interval in (None, 1) else paced(steps, self._stream_interval)
 
     async def collect(self) -> list[ChatChoice]:
         """All choices, complete."""
@@ -165,7 +175,8 @@ class ChatRun:
             usage["completion_tokens_details"] = {"reasoning_tokens": tokens}
         return usage
 
-    def _chat_delta(self, delta: Delta) -> ChatDelta:
+    def read(self, delta: Delta) -> ChatDelta:
+        """What new text of a choice means; every piece must be read, in order."""
         if self._parsers is None:
             events: list[OutputEvent] = [Content(delta.text)] if delta.text else []
             return ChatDelta(delta.choice, events, delta.token_ids, delta.logprobs, delta.finish_reason, delta.stop_reason)
