@@ -12,6 +12,7 @@ from xlaserve.server.chat_setup import ChatSetup
 from xlaserve.server.engine import TextCodec
 from xlaserve.server.parsing.events import Content, OutputEvent, Reasoning, ToolCallArguments, ToolCallStart
 from xlaserve.server.parsing.formats import ReasoningFormat, ToolFormat
+from xlaserve.server.parsing.harmony import FINAL
 from xlaserve.server.parsing.parser import OutputParser
 from xlaserve.server.parsing.tools import ToolSchemas
 from xlaserve.server.protocol import ChatCompletionRequest
@@ -42,6 +43,8 @@ class Reading:
     @property
     def answer_after(self) -> str | None:
         """The text after which the answer proper begins; None where it begins at once."""
+        if self.reasoning is not None and self.reasoning.channels:
+            return FINAL
         return self.reasoning.closes[0] if self.reasoning is not None and self.opened else None
 
     def parser(self) -> OutputParser:
