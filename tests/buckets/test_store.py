@@ -23,7 +23,7 @@ from xlaserve.errors import ArtifactError
 
 PROGRAM: dict[str, Any] = {
     "platform": "cpu",
-    "mesh": {"devices": 1},
+    "mesh": {"tp": 1},
     "kv": {"shape": [9, 2, 16, 16], "dtype": "float32"},
     "jax_config": {"jax_enable_x64": False},
     "model": {"norm_eps": 1e-5, "layers": [{"window": None}, {"window": 16}], "tied": True},
@@ -281,7 +281,7 @@ def test_a_damaged_manifest_is_named_and_begun_anew(damage: Any, answer: str, tm
     ("change", "answer"),
     [
         ({"platform": "cuda"}, "platform: cuda here, cpu in the artifact"),
-        ({"mesh": {"devices": 4}}, "mesh.devices: 4 here, 1 in the artifact"),
+        ({"mesh": {"tp": 4}}, "mesh.tp: 4 here, 1 in the artifact"),
         ({"kv": {"shape": [9, 2, 32, 16], "dtype": "float32"}}, r"kv.shape\[2\]: 32 here, 16 in the artifact"),
         ({"jax_config": {"jax_enable_x64": True}}, "jax_config.jax_enable_x64: true here, false in the artifact"),
         ({"model": PROGRAM["model"] | {"norm_eps": 1e-6}}, "model.norm_eps: 1e-06 here, 1e-05 in the artifact"),

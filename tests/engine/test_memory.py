@@ -88,11 +88,10 @@ def test_short_types_are_widened_on_cpu_and_planned_for(tiny_llm: LLM) -> None:
     plan = tiny_llm._engine.plan
     spec = replace(plan.spec, dtype="bfloat16", num_blocks=400)
     block = plan.model.kv_bytes_per_token(2) * spec.block_size
-    device = plan.platform.devices()[0]
     assert plan.platform.widens("bfloat16")
     weights = plan.weight_bytes // 2
     for bucket in (ContextBucket(1, 32, 16), GenerateBucket(2, 16), COPY):
-        needed = workspace_of(memory(lower(spec, bucket, device).compile()))
+        needed = workspace_of(memory(lower(spec, bucket, plan.devices).compile()))
         bound = workspace_bytes(plan.model, 2, spec.block_size, True, () if bucket in UPKEEP else (bucket,))  # type: ignore[arg-type]
         assert needed is not None
         assert needed <= bound + 2 * weights + 400 * 2 * block, bucket.name

@@ -30,6 +30,7 @@ class ByteTokenizer:
     def __init__(self) -> None:
         self.chat_templates: dict[str, str] = {"default": "scripted"}
         self.special_tokens: tuple[str, ...] = ()
+        self.named_tokens: dict[str, str] = {"eos_token": "<end>"}
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())

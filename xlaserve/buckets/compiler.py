@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import jax
 
 from xlaserve.buckets import executable as pjrt
-from xlaserve.buckets.graphs import GraphSpec, entry, results
+from xlaserve.buckets.graphs import GraphSpec, entry
 from xlaserve.buckets.ladder import Bucket, ContextBucket, Ladder, UpkeepBucket
 from xlaserve.buckets.portable import export, lower_portable
 from xlaserve.buckets.store import GraphStore, Verdict, executable_digest
@@ -63,7 +63,7 @@ class Compiler:
     Args:
         spec: what the graphs have in common.
         jax_name: JAX's name of the platform that they are for.
-        device: where they run.
+        devices: where they run.
         cache: where executables are looked for and kept; None keeps none.
         artifacts: where they are looked for first; nothing is written there.
         only: refuse to compile.
@@ -75,7 +75,7 @@ class Compiler:
         self,
         spec: GraphSpec,
         jax_name: str,
-        device: Device,
+        devices: Sequence[Device],
         cache: GraphStore | None,
         *,
         artifacts: GraphStore | None = None,
@@ -85,7 +85,7 @@ class Compiler:
     ) -> None:
         self._spec = spec
         self._jax_name = jax_name
-        self._device = device
+        self._devices = devices
         self._cache = cache
         self._only = only
         self._compiling = compiling
@@ -131,8 +131,9 @@ class Compiler:
             if store is not self._cache:
                 notes.append(f"{bucket.name}: {store.directory} has no executable of it")
             return None
+        graph = entry(self._spec, bucket)
         try:
-            run = pjrt.load(bucket.name, content, entry(self._spec, bucket).arguments, results(self._spec, bucket), self._device)
+            run = pjrt.load(bucket.name, content, graph.arguments, graph.results, self._devices)
         except ArtifactError as error:
             notes.append(f"{bucket.name}: stored executable: {error}")
             return None
@@ -165,7 +166,7 @@ class Compiler:
 
     def _compile(self, stablehlo: bytes, bucket: Bucket | UpkeepBucket) -> jax.stages.Compiled:
         with self._compiling(_family(bucket)):
-            return lower_portable(stablehlo, self._spec, bucket, self._device).compile()
+            return lower_portable(stablehlo, self._spec, bucket, self._devices).compile()
 
     def _keep(
         self,

@@ -93,16 +93,20 @@ TARGETS: dict[str, Target] = {
 class TargetPlatform(Platform):
     """A platform as one of its devices would have it, on a machine that need not have any."""
 
-    __slots__ = ("_device", "_target")
+    __slots__ = ("_devices", "_target")
 
-    def __init__(self, platform: Platform, target: Target) -> None:
+    def __init__(self, platform: Platform, target: Target, devices: int) -> None:
         super().__init__(**{field.name: getattr(platform, field.name) for field in fields(Platform)})
         object.__setattr__(self, "_target", target)
-        object.__setattr__(self, "_device", _compile_only_device(target))
+        object.__setattr__(self, "_devices", _compile_only_devices(target, devices))
 
     def devices(self) -> list[Device]:
-        """One device that can be compiled for, or an `AbsentDevice`."""
-        return [self._device]
+        """Devices that can be compiled for, or as many of `AbsentDevice`."""
+        return self._devices
+
+    def joined_devices(self) -> tuple[int, ...] | None:
+        """Numbers of cores that Neuron's runtime joins; cards are joined in any number."""
+        return NEURON_TARGETS[self._target.device_kind].parallel if self._target.platform == "neuron" else None
 
     def memory(self) -> int:
         """Bytes of the target's memory."""
@@ -117,12 +121,13 @@ class TargetPlatform(Platform):
         return {"device_kind": self._target.device_kind, "platform_version": None}
 
 
-def target_platform(platform: str | None, target: str) -> TargetPlatform:
+def target_platform(platform: str | None, target: str, devices: int = 1) -> TargetPlatform:
     """The platform of a target.
 
     Args:
         platform: its name, or None for the one that the target belongs to.
         target: one of `TARGETS`.
+        devices: how many of it there are to be.
 
     Raises:
         ConfigError: there is no such target, or it is of another platform.
@@ -132,22 +137,23 @@ def target_platform(platform: str | None, target: str) -> TargetPlatform:
     found = TARGETS[target]
     if platform not in (None, found.platform):
         raise ConfigError(f"target {target} is of the platform {found.platform}, not of {platform}.")
-    return TargetPlatform(platforms()[found.platform], found)
+    return TargetPlatform(platforms()[found.platform], found, devices)
 
 
-def _compile_only_device(target: Target) -> Device:
+def _compile_only_devices(target: Target, count: int) -> list[Device]:
     if not target.config:
         reason = "neuronx-cc compiles it through the Neuron plugin, at the first start on a machine that has the device"
-        return AbsentDevice(target.device_kind, reason)
+        return [AbsentDevice(target.device_kind, reason)] * count
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # the plugin would look for a driver
     import jax
     from jax.experimental import topologies
 
     jax.devices("cpu")  # finds the plugins
-    one = "1x1x1"
+    shape = f"1x1x{count}"  # partitions of hosts, hosts in each, cards in each of these
+    name, described = f"nvidia:{shape}", target.config
     try:
-        topology = topologies.get_topology_desc(topology_name=f"nvidia:{one}", platform="cuda", target_config=target.config, topology=one)
+        topology = topologies.get_topology_desc(topology_name=name, platform="cuda", target_config=described, topology=shape)
     except (NotImplementedError, RuntimeError) as error:
         install = "JAX's CUDA plugin is not installed: pip install 'xlaserve[cuda13]' brings what compiles for a card without one"
-        return AbsentDevice(target.device_kind, f"{install} ({error})")
-    return topology.devices[0]
+        return [AbsentDevice(target.device_kind, f"{install} ({error})")] * count
+    return list(topology.devices)

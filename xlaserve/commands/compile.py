@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     config = EngineConfig(model=args.model, **engine_options(args))
     if args.output and config.artifacts:
         raise ConfigError("-o and --artifacts exclude each other: what is loaded from one directory would be missing in the other.")
-    plan = make_plan(config, target_platform(config.device, args.target) if args.target else None)
+    devices = config.tensor_parallel_size or 1
+    plan = make_plan(config, target_platform(config.device, args.target, devices) if args.target else None)
     _say(plan.describe())
     stores = open_stores(plan, config, _say, Path(args.output).expanduser() if args.output else None)
     _make(plan, stores, config, measured=not args.target)

@@ -25,6 +25,7 @@ ENGINE_FIELDS = (
     "max_num_batched_tokens",
     "block_size",
     "num_blocks",
+    "tensor_parallel_size",
     "memory_utilization",
     "context_buckets",
     "generate_buckets",
@@ -112,6 +113,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-num-batched-tokens", type=size, metavar="N", help="most prompt tokens computed in one step")
     group.add_argument("--block-size", type=whole, metavar="N", help="tokens per KV cache block")
     group.add_argument("--num-blocks", type=size, metavar="N", help="KV cache blocks (default: what fits into memory)")
+    devices = "devices to split the model over (default: 1)"
+    group.add_argument("--tensor-parallel-size", "-tp", type=whole, metavar="N", help=devices)
     memory = "share of the device's memory to fill (default: 0.9; on cpu, a sixteenth of the memory for the KV cache)"
     group.add_argument("--memory-utilization", type=share, metavar="F", help=memory)
     context = "chunk lengths in tokens to have context graphs for, such as 128,512,2048 (default: factors of two)"

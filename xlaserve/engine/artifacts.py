@@ -20,7 +20,7 @@ from xlaserve.models.checkpoint import Checkpoint
 from xlaserve.models.gguf import GgufFile
 from xlaserve.platforms.platform import Platform
 
-_SIZES = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_blocks")
+_SIZES = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_blocks", "tensor_parallel_size")
 _LISTS = ("context_buckets", "generate_buckets")
 _TOKENIZER_FILES = ("tokenizer*.json", "tokenizer.model", "chat_template*", "special_tokens_map.json")
 

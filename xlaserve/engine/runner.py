@@ -22,6 +22,7 @@ from xlaserve.engine.batch import Batch, Mask, empty_batch
 from xlaserve.engine.seating import empty_seating, seating
 from xlaserve.engine.sequence import Sequence
 from xlaserve.paged.block_pool import NULL_BLOCK
+from xlaserve.platforms.mesh import held_bytes
 
 _FEWEST_TURNS, _MOST_TURNS = 2, 4
 _MEASURED_ENOUGH = 5.0
@@ -55,8 +56,8 @@ class Runner:
         self._spare_slot = spec.max_num_seqs
         self._vocab_size = spec.model.vocab_size
         self._kv, self._state = self._executables[BLANK]()
-        # Most iterations have no row with a mask of its own: these stay where the weights are, and nothing crosses.
-        width, place = mask_width(self._vocab_size), params[0].sharding
+        # Most iterations have no row with a mask of its own: these stay where the slots' state is, and nothing crosses.
+        width, place = mask_width(self._vocab_size), self._state.last_tokens.sharding
         self._all_allowed = {rows: jax.device_put(np.full((rows, width), -1, np.int32), place) for rows in {b.rows for b in self._buckets}}
 
     def run(self, bucket: Bucket, batch: Batch, mask: Mask | None = None) -> StepOutput:
@@ -104,7 +105,7 @@ class Runner:
         """
         held = [*self._kv, *self._state, *(self._params if weights else ())]
         held = [array for array in held if not array.is_deleted()]
-        freed = sum(array.nbytes for array in held)
+        freed = sum(held_bytes(array) for array in held)
         for array in held:
             array.delete()
         # Where an array was made of a host buffer, as weights are on CPU, JAX lets go of that when Python collects garbage.

@@ -28,6 +28,7 @@ _ELSEWHERE = {
     "is_prefix_caching": "--enable-prefix-caching",
     "async_mode": "--async-scheduling",
     "torch_dtype": "--dtype",
+    "tp_degree": "--tensor-parallel-size",
 }
 """Names of NxD Inference for what every platform has, and the flags that set it."""
 

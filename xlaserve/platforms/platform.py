@@ -98,12 +98,39 @@ class Platform:
         except ConfigError:
             return False
 
-    def reserve(self, utilization: float | None) -> None:
-        """Tell JAX's client of the platform, which starts when its devices are first asked for, how much memory it will be given.
+    def reserve(self, utilization: float | None, devices: int) -> None:
+        """Tell JAX's client of the platform, which starts when its devices are first asked for, what it will be given.
 
         Args:
             utilization: the share of a device's memory to use; None for the default.
+            devices: how many are wanted.
         """
+
+    def first_devices(self, count: int) -> list[Device]:
+        """The devices of an engine that is split over `count`.
+
+        Raises:
+            ConfigError: there are fewer.
+        """
+        found = self.devices()
+        if len(found) < count:
+            raise ConfigError(
+                f"tensor_parallel_size {count} needs {count} devices, and platform {self.name!r} has {len(found)} here. "
+                f"{self.more_devices(count)}Use --tensor-parallel-size {len(found)} or less."
+            )
+        return found[:count]
+
+    def more_devices(self, count: int) -> str:
+        """What to do about too few devices, as a sentence with a space after it; empty where only other hardware helps."""
+        return ""
+
+    def joined_devices(self) -> tuple[int, ...] | None:
+        """Numbers of devices over which a model can be split; None for any number."""
+        return None
+
+    def sharing(self, devices: int) -> int:
+        """How many of an engine's devices share what `memory` tells: 1, as each has its own."""
+        return 1
 
     def memory(self) -> int | None:
         """Bytes of a device's memory that JAX's client can use, or None where there is no device or it does not tell."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from xlaserve.buckets.lint.hlo import hlo_text, proto_text, read_hlo
 from xlaserve.buckets.lint.linter import Linter
 from xlaserve.buckets.lint.module import Module
+from xlaserve.buckets.lint.one_device import one_device
 from xlaserve.buckets.lint.report import Report
 from xlaserve.buckets.lint.rule import Subject
 from xlaserve.buckets.lint.stablehlo import parse_stablehlo, read_stablehlo
@@ -56,7 +57,7 @@ def _read(file: Path) -> list[Module]:
         if file.suffix in HLO_PROTO:
             return [read_hlo(proto_text(file.read_bytes()), file.name)]
         content = file.read_bytes()
-        module = parse_stablehlo(read_exported(content).mlir_module_serialized if file.suffix in EXPORTED else content)
+        module = one_device(parse_stablehlo(read_exported(content).mlir_module_serialized if file.suffix in EXPORTED else content))
         return [read_stablehlo(module, file.name), read_hlo(hlo_text(module), file.name)]
     except UnicodeDecodeError as error:
         raise ArtifactError(f"{file}: is not text: {error}") from error
