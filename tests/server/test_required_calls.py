@@ -1,4 +1,4 @@
-"""Required tool calls on a real engine: a model that knows nothing of tools calls them, since nothing else is left to it."""
+"""Required tool calls and budgets of reasoning on a real engine: a model that knows of neither keeps to them, having no choice."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def live(tiny_model: Callable[[str], Path]) -> Generator[Live]:
     engine = AsyncLLM(str(tiny_model("llama3")), **TINY_ENGINE)
     try:
         # The little room that the tiny model has is kept for the answer.
-        with live_server(engine, chat=ChatSettings(template=TEMPLATE)) as server:
+        with live_server(engine, chat=ChatSettings(template=TEMPLATE, reasoning_parser="qwen3", trust_request_template=True)) as server:
             yield server
     finally:
         asyncio.run(engine.close())
@@ -75,3 +75,30 @@ def test_openai_client_streams_required_calls(live: Live) -> None:
     assert final.finish_reason == "tool_calls"
     (call,) = final.message.tool_calls or []
     assert json.loads(call.function.arguments)["at"] in VALUES[call.function.name]
+
+
+def test_a_budget_ends_reasoning(live: Live) -> None:
+    asked = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 60, "temperature": 0, "ignore_eos": True}
+    opened = {**asked, "chat_template": TEMPLATE + "<think>"}
+
+    def ask(body: dict[str, Any], **fields: Any) -> tuple[str, str, int]:
+        answer = live.client.post(CHAT, json={**body, **fields}).json()
+        message = answer["choices"][0]["message"]
+        tokens: int = answer["usage"]["completion_tokens_details"]["reasoning_tokens"]
+        return message.get("reasoning", ""), message["content"], tokens
+
+    free, nothing, all_tokens = ask(opened)
+    assert (nothing, all_tokens) == ("", 60)
+    for budget in (0, 5, 20):
+        reasoning, content, tokens = ask(opened, thinking_token_budget=budget)
+        assert free.startswith(reasoning)
+        assert content
+        # The marker is text to this model, a few tokens long, of which all but the last come before the reasoning has ended.
+        assert budget <= tokens < budget + len("</think>")
+    assert ask(opened, thinking_token_budget=-1) == (free, "", 60)
+    reasoning, content, _ = ask(opened, thinking_token_budget=5, response_format={"type": "json_object"}, ignore_eos=False)
+    assert free.startswith(reasoning)
+    assert content.startswith("{")
+    # Where the model does not reason, nothing is ended.
+    assert "</think>" not in ask(asked, thinking_token_budget=5)[1]
+    assert ask(asked, thinking_token_budget=5)[1][:9] == ask(asked)[1][:9]
