@@ -231,6 +231,8 @@ CHATS: list[tuple[dict[str, Any], str]] = [
         "tool_choice",
     ),
     ({"reasoning_effort": "enormous"}, "reasoning_effort"),
+    ({"tool_choice": 5}, "tool_choice"),
+    ({"tool_choice": "required"}, "tool_choice"),
     ({"thinking_token_budget": -2}, "thinking_token_budget"),
     ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}]}, "messages.0.tool_calls.0"),
     ({"messages": [{"role": "user", "content": "hi", "tool_calls": [{}]}]}, "messages.0.tool_calls"),

@@ -263,7 +263,7 @@ class ChatCompletionRequest(GenerationRequest):
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
     tools: Annotated[list[dict[str, Any]] | None, _or_null(_TOOLS)] = None
-    tool_choice: Annotated[str | dict[str, Any] | None, _or_null(_TOOL_CHOICE)] = None
+    tool_choice: Annotated[Any, _or_null(_TOOL_CHOICE)] = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Annotated[str | None, AfterValidator(_effort), _or_null({"enum": list(EFFORTS)})] = None
     include_reasoning: bool | None = None
