@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xlaserve.engine.graph_table import GraphReport
+from xlaserve.engine.messages import EngineInfo
 from xlaserve.engine.modes import PauseMode, SleepLevel, check_level, check_mode
 from xlaserve.engine.outputs import CompletionOutput, EngineStats, FinishReason, Logprob, RequestMetrics, RequestOutput
 from xlaserve.engine.report import EngineReport, SequenceReport
@@ -27,6 +29,7 @@ class ByteTokenizer:
     def __init__(self) -> None:
         self.chat_templates: dict[str, str] = {"default": "scripted"}
         self.special_tokens: tuple[str, ...] = ()
+        self.named_tokens: dict[str, str] = {"eos_token": "<end>"}
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
@@ -77,6 +80,8 @@ class ScriptedStream:
         self.produced = 0
         self.prompt_logprobs_after = 2
         self.aborted = False
+        self.arrival = time.monotonic()
+        self.first_token: float | None = None
         self._engine = engine
         self._total = (params.max_tokens or engine.max_model_len - len(prompt)) * params.n
 
@@ -97,6 +102,7 @@ class ScriptedStream:
             raise engine.failure
         turn, index = divmod(self.produced, self.params.n)
         self.produced += 1
+        self.first_token = self.first_token or time.monotonic()
         letter = ALPHABET[(turn + index) % len(ALPHABET)]
         ended = self.produced > self._total - self.params.n
         reason: FinishReason | None = "length" if ended else None
@@ -112,7 +118,7 @@ class ScriptedStream:
             outputs=[self._output(index, letter, reason)],
             finished=finished,
             num_cached_tokens=0,
-            metrics=RequestMetrics(arrival_time=0.0, first_scheduled_time=0.0),
+            metrics=RequestMetrics(self.arrival, first_scheduled_time=self.arrival, first_token_time=self.first_token),
             prompt_logprobs=self._prompt_logprobs() if self.produced == min(self.prompt_logprobs_after, self._total) else None,
         )
 
@@ -148,6 +154,18 @@ class ScriptedEngine:
         self.vocab_size = VOCAB_SIZE
         self.default_sampling: dict[str, float | int] = {}
         self.plan = "a plan of several lines\nfor a person"
+        self.info = EngineInfo(
+            model_name=self.model_name,
+            checkpoint="/srv/models/scripted.gguf",
+            max_model_len=max_model_len,
+            vocab_size=VOCAB_SIZE,
+            eos_ids=(256,),
+            max_num_seqs=8,
+            block_size=16,
+            num_blocks=10,
+            default_sampling={},
+            plan=self.plan,
+        )
         self.healthy = True
         self.errored: BaseException | None = None
         self.running: set[ScriptedStream] = set()
@@ -187,9 +205,9 @@ class ScriptedEngine:
             num_waiting=2,
             num_blocks=10,
             num_free_blocks=5,
-            finished={"stop": 3, "abort": 1},
             scheduled_tokens=30,
             padded_tokens=12,
+            iteration_tokens=(2, 1, *[0] * 12),
         )
 
     @property

@@ -48,7 +48,7 @@ def map_path_parameters(context: object, path_parameters: Any) -> Any:
 
 
 @SCHEMA.parametrize()
-@settings(max_examples=40, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 def test_answers_are_as_documented(case: Case) -> None:
     case.call_and_validate(checks=CHECKS)
 

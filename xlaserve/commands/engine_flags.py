@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from xlaserve.engine.environment import with_environment
+from xlaserve.engine.kv_publisher import KVEventsConfig, parse_kv_events
 from xlaserve.errors import ConfigError
 from xlaserve.platforms.neuron_options import NeuronOptions, parse_options
 
@@ -24,6 +25,7 @@ ENGINE_FIELDS = (
     "max_num_batched_tokens",
     "block_size",
     "num_blocks",
+    "tensor_parallel_size",
     "memory_utilization",
     "context_buckets",
     "generate_buckets",
@@ -39,6 +41,7 @@ ENGINE_FIELDS = (
     "stall_timeout",
     "enable_prefix_caching",
     "async_scheduling",
+    "kv_events",
 )
 
 
@@ -87,6 +90,14 @@ def neuron_options(text: str) -> NeuronOptions:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def kv_events(text: str) -> KVEventsConfig | None:
+    """A JSON object of vLLM's options for KV events."""
+    try:
+        return parse_kv_events(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the model argument and the engine's flags."""
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a folder, a .gguf file or a hub id; without it the demo model")
@@ -101,6 +112,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-num-batched-tokens", type=size, metavar="N", help="most prompt tokens computed in one step")
     group.add_argument("--block-size", type=whole, metavar="N", help="tokens per KV cache block")
     group.add_argument("--num-blocks", type=size, metavar="N", help="KV cache blocks (default: what fits into memory)")
+    devices = "devices to split the model over (default: 1)"
+    group.add_argument("--tensor-parallel-size", "-tp", type=whole, metavar="N", help=devices)
     memory = "share of the device's memory to fill (default: 0.9; on cpu, a sixteenth of the memory for the KV cache)"
     group.add_argument("--memory-utilization", type=share, metavar="F", help=memory)
     context = "chunk lengths in tokens to have context graphs for, such as 128,512,2048 (default: factors of two)"
@@ -122,6 +135,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--stall-timeout", type=whole, default=300, metavar="S", help=stall)
     prefix = "reuse what has been computed for prompts that begin alike (default: on)"
     group.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True, help=prefix)
+    events = "publish over ZeroMQ what the prefix cache holds and loses, with vLLM's options (extra: kv-events)"
+    group.add_argument("--kv-events-config", dest="kv_events", type=kv_events, metavar="JSON", help=events)
     ahead = "prepare the next step while the device computes one (default: on); off is slower, and for finding faults"
     group.add_argument("--async-scheduling", action=argparse.BooleanOptionalAction, default=True, help=ahead)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from xlaserve.engine.events import prompt_score_events, search_event, token_even
 from xlaserve.engine.graph_table import GraphTable
 from xlaserve.engine.messages import TokenEvent
 from xlaserve.engine.modes import PauseMode, SleepLevel
-from xlaserve.engine.outputs import EngineStats, FinishReason
+from xlaserve.engine.outputs import ITERATION_TOKENS, EngineStats, FinishReason
 from xlaserve.engine.report import WAITING_SHOWN, EngineReport, sequence_reports
 from xlaserve.engine.runner import Runner, read
 from xlaserve.engine.scheduler import Scheduler
@@ -51,6 +52,7 @@ class _Counters:
     generation_tokens: int = 0
     allocated_token_slots: int = 0
     used_token_slots: int = 0
+    iteration_tokens: list[int] = field(default_factory=lambda: [0] * (len(ITERATION_TOKENS) + 1))
 
 
 class _InFlight(NamedTuple):
@@ -221,6 +223,8 @@ class EngineCore:
         if len(self._unread) > (self._async and decision is not None):
             wait, process = self._read(events)
         self.progress += bool(decision is not None or events)
+        if self._pool.events is not None:
+            self._pool.events.flush()
         if decision is not None:
             scheduler = self._scheduler
             places, tokens = decision.places, decision.tokens
@@ -258,6 +262,7 @@ class EngineCore:
             steps=counters.steps,
             scheduled_tokens=counters.scheduled_tokens,
             padded_tokens=counters.padded_tokens,
+            iteration_tokens=tuple(counters.iteration_tokens),
             compile_events=COMPILE_EVENTS.count - self._compiled_before,
             prefix_cache_queries=scheduler.prefix_queries,
             prefix_cache_hits=scheduler.prefix_hits,
@@ -313,6 +318,7 @@ class EngineCore:
         counters.steps += 1
         self._unread.append(_InFlight(counters.steps, decision, outputs, first))
         counters.scheduled_tokens += decision.tokens
+        counters.iteration_tokens[bisect_left(ITERATION_TOKENS, decision.tokens)] += 1
         counters.padded_tokens += decision.places - decision.tokens
         counters.prompt_tokens += _prompt_tokens(decision)
         # A shared block counts once, in both; all its places hold a token.

@@ -81,6 +81,11 @@ class FrontEnd:
         return self._info.vocab_size
 
     @property
+    def info(self) -> EngineInfo:
+        """What is known of the engine since its start."""
+        return self._info
+
+    @property
     def max_num_seqs(self) -> int:
         """Sequences that it computes at once."""
         return self._info.max_num_seqs

@@ -14,6 +14,7 @@ import msgspec
 from xlaserve import errors
 from xlaserve.engine.beam_group import BeamGroup
 from xlaserve.engine.config import EngineConfig
+from xlaserve.engine.log_format import LogFormat
 from xlaserve.engine.outputs import EngineStats, FinishReason, RequestMetrics
 from xlaserve.engine.request import Request
 from xlaserve.engine.sequence import Sequence
@@ -57,11 +58,13 @@ class Start(msgspec.Struct, array_like=True, frozen=True, tag=0):
         config: the engine's options.
         log_level: of the `xlaserve` loggers, a number of the `logging` module.
         python_path: what the PYTHONPATH of processes that it starts itself is to be.
+        log_format: of its log's lines.
     """
 
     config: EngineConfig
     log_level: int
     python_path: str | None
+    log_format: LogFormat = "text"
 
 
 class Add(msgspec.Struct, array_like=True, frozen=True, tag=1):

@@ -22,6 +22,7 @@ from xlaserve.engine.batch import Batch, empty_batch
 from xlaserve.engine.seating import empty_seating, seating
 from xlaserve.engine.sequence import Sequence
 from xlaserve.paged.block_pool import NULL_BLOCK
+from xlaserve.platforms.mesh import held_bytes
 
 _FEWEST_TURNS, _MOST_TURNS = 2, 4
 _MEASURED_ENOUGH = 5.0
@@ -99,7 +100,7 @@ class Runner:
         """
         held = [*self._kv, *self._state, *(self._params if weights else ())]
         held = [array for array in held if not array.is_deleted()]
-        freed = sum(array.nbytes for array in held)
+        freed = sum(held_bytes(array) for array in held)
         for array in held:
             array.delete()
         # Where an array was made of a host buffer, as weights are on CPU, JAX lets go of that when Python collects garbage.

@@ -334,9 +334,11 @@ class Scheduler:
         full = min(sequence.num_computed, sequence.num_known) // size
         if full <= sequence.num_published or not self._prefix_caching:
             return
-        digests = sequence.full_digests(size)
+        digests, events = sequence.full_digests(size), self._pool.events
         for at in range(sequence.num_published, full):
-            self._pool.publish(sequence.block_ids[at], digests[at])
+            new = self._pool.publish(sequence.block_ids[at], digests[at])
+            if events is not None and new:
+                events.stored(digests[at], digests[at - 1] if at else None, sequence.tokens(at * size, (at + 1) * size))
         sequence.num_published = full
 
     def _admit(self, sequence: Sequence, shared: list[int]) -> None:

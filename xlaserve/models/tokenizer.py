@@ -33,6 +33,7 @@ class Tokenizer:
         chat_template: source of the default chat template, or None.
         chat_templates: sources of all chat templates by name.
         special_tokens: texts of the tokens that are left out where special tokens are skipped.
+        named_tokens: `bos_token`, `eos_token` and so on to their text.
 
     Args:
         backend: the tokenizer proper.
@@ -53,7 +54,7 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         self._backend = backend
-        self._special_tokens = dict(special_tokens or {})
+        self.named_tokens: Mapping[str, str] = dict(special_tokens or {})
         self.chat_templates: Mapping[str, str] = dict(chat_templates or {})
         self._templates = {name: ChatTemplate(source) for name, source in self.chat_templates.items()}
         special = {index: token.content for index, token in backend.get_added_tokens_decoder().items() if token.special}
@@ -62,7 +63,7 @@ class Tokenizer:
         self._bytes: dict[int, bytes] = {}
         self._byte_level = _is_byte_level(backend)
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
-        bos = self._special_tokens.get("bos_token")
+        bos = self.named_tokens.get("bos_token")
         self.bos_token_id: int | None = None if bos is None else backend.token_to_id(bos)
         default = self._templates.get("default")
         self.chat_template: str | None = None if default is None else default.source
@@ -142,7 +143,7 @@ class Tokenizer:
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            variables={**self._special_tokens, **(template_kwargs or {})},
+            variables={**self.named_tokens, **(template_kwargs or {})},
         )
 
 

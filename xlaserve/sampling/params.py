@@ -195,6 +195,8 @@ def _bias(value: object) -> dict[int, float] | None:
     for token, number in entries.items():
         # JSON objects have text for keys.
         key = int(token) if isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < _MAX_DIGITS else token
+        if isinstance(key, str):
+            raise InvalidRequestError(f"logit_bias must have integer token ids for keys, got {key!r:.80}.", field="logit_bias", value=key)
         check_integer("logit_bias", key, 0, None)
         check_number("logit_bias", number, -100.0, 100.0)
         bias[cast("int", key)] = float(cast("float", number))

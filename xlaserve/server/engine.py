@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from xlaserve.engine.messages import EngineInfo
 from xlaserve.engine.modes import PauseMode, SleepLevel
 from xlaserve.engine.outputs import EngineStats, RequestOutput
 from xlaserve.engine.report import EngineReport
@@ -22,6 +23,9 @@ class TextCodec(Protocol):
 
     @property
     def special_tokens(self) -> tuple[str, ...]: ...
+
+    @property
+    def named_tokens(self) -> Mapping[str, str]: ...
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
@@ -68,6 +72,9 @@ class Engine(Protocol):
 
     @property
     def default_sampling(self) -> Mapping[str, float | int]: ...
+
+    @property
+    def info(self) -> EngineInfo: ...
 
     @property
     def plan(self) -> str: ...
