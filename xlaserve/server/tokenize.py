@@ -1,4 +1,4 @@
-"""/tokenize, /detokenize and /tokenizer_info, as vLLM has them: what the model would read of a prompt or a conversation, and the text of tokens."""
+"""POST /tokenize and /detokenize: the token ids that the model would read of a prompt or a conversation, and tokens' text."""
 
 from __future__ import annotations
 
