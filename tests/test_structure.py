@@ -46,6 +46,8 @@ HOST_ONLY = (
     "engine.engine_main",
     "server.lifecycle",
     "paged.block_pool",
+    "paged.kv_events",
+    "engine.kv_publisher",
     "paged.block_tables",
     "buckets.ladder",
     "buckets.layout",

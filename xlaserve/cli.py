@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 from xlaserve import __version__
 from xlaserve.commands import artifacts, chat, compile, complete, doctor, lint, run_batch, serve
+from xlaserve.commands.config_file import add_config_argument, config_arguments
 from xlaserve.errors import ConfigError, XlaserveError
 
+_CONFIGURED = ("serve", "compile", "chat", "complete", "run-batch")
 _COMMANDS = {
     "serve": serve,
     "compile": compile,
@@ -32,7 +34,27 @@ def build_parser() -> argparse.ArgumentParser:
             name, help=command.SUMMARY, description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         command.add_arguments(child)
+        if name in _CONFIGURED:
+            add_config_argument(child)
     return parser
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command and its options, from the command line and, where it names one, from a file.
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    args = build_parser().parse_args(arguments)
+    if getattr(args, "config", None) is None:
+        return args
+    at = arguments.index(args.command) + 1
+    given = arguments[at:]
+    # Of this parser nothing is left as it was, so it is one of its own.
+    child = argparse.ArgumentParser(prog=f"xlaserve {args.command}")
+    _COMMANDS[args.command].add_arguments(child)
+    add_config_argument(child)
+    return build_parser().parse_args([*arguments[:at], *config_arguments(child, args.config, given), *given])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 wrong flags or options, 130 interrupted.
     """
-    args = build_parser().parse_args(arguments)
     try:
+        args = parse(sys.argv[1:] if arguments is None else arguments)
         return _COMMANDS[args.command].run(args)
     except ConfigError as error:
         return _fail(error, 2)

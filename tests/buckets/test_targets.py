@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.tooling.tiny_models import tiny_config
-from xlaserve.buckets.lint.target import TARGETS as NEURON_TARGETS
 from xlaserve.buckets.targets import TARGETS, AbsentDevice, target_platform
 from xlaserve.engine.build import plan_graphs
 from xlaserve.engine.config import EngineConfig
 from xlaserve.errors import ConfigError
 from xlaserve.models.registry import model_config
+from xlaserve.platforms.neuron_targets import TARGETS as NEURON_TARGETS
 
 
 def test_targets_are_described(monkeypatch: pytest.MonkeyPatch) -> None:

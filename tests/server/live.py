@@ -7,13 +7,14 @@ import socket
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import uvicorn
 
 from xlaserve.server.app import create_app
 from xlaserve.server.engine import Engine
-from xlaserve.server.lifecycle import address, bind
+from xlaserve.server.listener import address, bind
 from xlaserve.server.settings import ServerSettings
 from xlaserve.server.state import ServerState
 
@@ -43,14 +44,16 @@ class Live:
 
 
 @contextmanager
-def live_server(engine: Engine | None, **settings: float | bool) -> Generator[Live]:
-    """Serves until the block ends. Without an engine the server stays in its loading phase."""
-    options = ServerSettings(port=0, **settings)  # type: ignore[arg-type]
+def live_server(engine: Engine | None, *, state: ServerState | None = None, **settings: Any) -> Generator[Live]:
+    """Serves until the block ends. Without an engine the server stays in its loading phase; a given state has its own settings."""
+    state = state or ServerState(ServerSettings(port=0, **settings))
+    options = state.settings
     listener = bind(options)
-    state = ServerState(options)
     if engine is not None:
         state.attach(engine)
-    config = uvicorn.Config(create_app(state), lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        create_app(state), lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1, root_path=options.root_path
+    )
     accepting = threading.Event()
     server = _Announcing(config, accepting)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))

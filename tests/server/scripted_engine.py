@@ -8,22 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xlaserve.engine.graph_table import GraphReport
+from xlaserve.engine.messages import EngineInfo
 from xlaserve.engine.modes import PauseMode, SleepLevel, check_level, check_mode
 from xlaserve.engine.outputs import CompletionOutput, EngineStats, FinishReason, Logprob, RequestMetrics, RequestOutput
 from xlaserve.engine.report import EngineReport, SequenceReport
 from xlaserve.errors import InvalidRequestError
+from xlaserve.models.chat_template import ChatTemplate
 from xlaserve.sampling.beam_search import GenerationParams
+from xlaserve.sampling.structured import StructuredOutput
 
 VOCAB_SIZE = 257
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 
 class ByteTokenizer:
-    chat_template: str | None = "scripted"
+    def __init__(self) -> None:
+        self.chat_templates: dict[str, str] = {"default": "scripted"}
+        self.special_tokens: tuple[str, ...] = ()
+        self.named_tokens: dict[str, str] = {"eos_token": "<end>"}
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
@@ -45,11 +52,25 @@ class ByteTokenizer:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
     ) -> str:
+        source = chat_template or self.chat_templates["default"]
+        if "{" in source:
+            return ChatTemplate(source).render(
+                messages,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                variables=template_kwargs,
+            )
         if template_kwargs and "explode" in template_kwargs:
             raise InvalidRequestError("the chat template failed: no.", field="messages")
-        text = "".join(f"<{message['role']}>{message['content']}" for message in messages)
+        text = "".join(f"<{message['role']}>{_text(message['content'])}" for message in messages)
         return text + ("<assistant>" if add_generation_prompt else "")
+
+
+def _text(content: str | list[dict[str, str]]) -> str:
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
 
 
 class ScriptedStream:
@@ -60,6 +81,8 @@ class ScriptedStream:
         self.produced = 0
         self.prompt_logprobs_after = 2
         self.aborted = False
+        self.arrival = time.monotonic()
+        self.first_token: float | None = None
         self._engine = engine
         self._total = (params.max_tokens or engine.max_model_len - len(prompt)) * params.n
 
@@ -80,6 +103,7 @@ class ScriptedStream:
             raise engine.failure
         turn, index = divmod(self.produced, self.params.n)
         self.produced += 1
+        self.first_token = self.first_token or time.monotonic()
         letter = ALPHABET[(turn + index) % len(ALPHABET)]
         ended = self.produced > self._total - self.params.n
         reason: FinishReason | None = "length" if ended else None
@@ -95,7 +119,7 @@ class ScriptedStream:
             outputs=[self._output(index, letter, reason)],
             finished=finished,
             num_cached_tokens=0,
-            metrics=RequestMetrics(arrival_time=0.0, first_scheduled_time=0.0),
+            metrics=RequestMetrics(self.arrival, first_scheduled_time=self.arrival, first_token_time=self.first_token),
             prompt_logprobs=self._prompt_logprobs() if self.produced == min(self.prompt_logprobs_after, self._total) else None,
         )
 
@@ -131,10 +155,23 @@ class ScriptedEngine:
         self.vocab_size = VOCAB_SIZE
         self.default_sampling: dict[str, float | int] = {}
         self.plan = "a plan of several lines\nfor a person"
+        self.info = EngineInfo(
+            model_name=self.model_name,
+            checkpoint="/srv/models/scripted.gguf",
+            max_model_len=max_model_len,
+            vocab_size=VOCAB_SIZE,
+            eos_ids=(256,),
+            max_num_seqs=8,
+            block_size=16,
+            num_blocks=10,
+            default_sampling={},
+            plan=self.plan,
+        )
         self.healthy = True
         self.errored: BaseException | None = None
         self.running: set[ScriptedStream] = set()
         self.submitted: list[ScriptedStream] = []
+        self.checked: list[StructuredOutput] = []
         self.calls: list[tuple[object, ...]] = []
         self.refusal: Exception | None = None
         self.refuse_after = 0
@@ -147,6 +184,11 @@ class ScriptedEngine:
         self.go_on = asyncio.Event()
         self.paused = threading.Event()
         self.aborted = threading.Event()
+
+    async def check(self, structured: StructuredOutput) -> None:
+        self.checked.append(structured)
+        if structured.source == "(":
+            raise structured.invalid("the regex cannot be used: unclosed group.")
 
     def submit(self, prompt: str | Sequence[int], params: GenerationParams, *, request_id: str | None = None) -> ScriptedStream:
         if self.refusal is not None and len(self.submitted) >= self.refuse_after:
@@ -170,9 +212,9 @@ class ScriptedEngine:
             num_waiting=2,
             num_blocks=10,
             num_free_blocks=5,
-            finished={"stop": 3, "abort": 1},
             scheduled_tokens=30,
             padded_tokens=12,
+            iteration_tokens=(2, 1, *[0] * 12),
         )
 
     @property

@@ -52,7 +52,7 @@ def test_metrics(server: Live) -> None:
     for prefix in ("xlaserve:", "vllm:"):
         assert samples[prefix + "num_requests_waiting", *labels] == 2
         assert samples[prefix + "kv_cache_usage_perc", *labels] == 0.5
-        assert samples[prefix + "request_success_total", labels[0], ("finished_reason", "stop"), labels[1]] == 3
+        assert samples[prefix + "request_success_total", labels[0], ("finished_reason", "length"), labels[1]] == 4
         assert samples[prefix + "time_to_first_token_seconds_count", *labels] == 2
         assert samples[prefix + "inter_token_latency_seconds_count", *labels] == 4 * 3
         assert samples[prefix + "e2e_request_latency_seconds_count", *labels] == 2

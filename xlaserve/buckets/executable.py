@@ -1,18 +1,18 @@
 """Executables as the bytes that the PJRT client makes of them, and back. Nothing of a file is unpickled.
 
 JAX's own `serialize_executable` wraps the client's bytes into a pickle with shapes, trees and places. All of these follow from the graph's
-shapes, so here only the client's bytes are kept. What JAX has no public name for is used in this file alone.
+shapes, so here only the client's bytes are kept. What JAX has no public name for is used in this file and in `_compat` alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import jax
 import numpy as np
 
+from xlaserve.buckets._compat import construct
 from xlaserve.errors import ArtifactError
 from xlaserve.platforms.mesh import sharding
 from xlaserve.platforms.platform import Device
@@ -88,12 +88,8 @@ def _load(name: str, content: bytes, arguments: tuple[Any, ...], results: Any, d
         "xla_out_layouts": layouts_out,
         "all_args_info": None,
         "pgle_profiler": None,
-        "auto_spmd_lowering": False,  # until 0.10.0
     }
-    wanted = {field.name for field in fields(UnloadedMeshExecutable)}
-    if unknown := wanted - known.keys():
-        raise TypeError(f"it asks for {', '.join(sorted(unknown))}")
-    unloaded = UnloadedMeshExecutable(**{field: value for field, value in known.items() if field in wanted})
+    unloaded = construct(UnloadedMeshExecutable, known)
     tree = jax.tree.structure((arguments, {}))
     return jax.stages.Compiled(unloaded.load(), [], jax.tree.unflatten(tree, taken), jax.tree.structure(results), no_kwargs=True)
 

@@ -49,7 +49,7 @@ def lower_portable(content: bytes, spec: GraphSpec, bucket: Bucket | UpkeepBucke
         ArtifactError: it cannot be read, or is not this graph for this platform.
     """
     graph = entry(spec, bucket)
-    exported = _read(content)
+    exported = read_exported(content)
     for what, here, found in (("arguments", graph.arguments, exported.in_avals), ("results", graph.results, exported.out_avals)):
         shapes = [(tuple(array.shape), str(array.dtype)) for array in jax.tree.leaves(here)]
         if shapes != [(tuple(array.shape), str(array.dtype)) for array in found]:
@@ -61,17 +61,32 @@ def lower_portable(content: bytes, spec: GraphSpec, bucket: Bucket | UpkeepBucke
 
     step.__name__ = _function_name(bucket)
     try:
-        return lower_entry(graph._replace(function=step), devices)
+        lowered = lower_entry(graph._replace(function=step), devices)
     except (ValueError, NotImplementedError) as error:  # of another platform, or of an unknown calling convention
         raise ArtifactError(f"JAX does not take it: {first_line(error)}") from error
+    if devices[0].platform == "cpu":
+        _forget_places(lowered)
+    return lowered
 
 
-def _read(content: bytes) -> jax.export.Exported:
+def _forget_places(lowered: jax.stages.Lowered) -> None:
+    """Drop the lines of code that operations come from: XLA:CPU keeps them in executables, which are a third smaller without and load in
+    three quarters of the time.
+    """
+    from jaxlib.mlir.passmanager import PassManager
+
+    module: Any = lowered.compiler_ir("stablehlo")
+    with module.context:
+        PassManager.parse("builtin.module(strip-debuginfo)").run(module.operation)
+
+
+def read_exported(content: bytes) -> jax.export.Exported:
+    """What `export` gave. ArtifactError where it cannot be read."""
     try:
         return jax.export.deserialize(bytearray(content))
     except Exception as error:  # the reader of the format raises whatever the bytes lead it to
         what = f"{type(error).__name__}: {first_line(error)}"
-        raise ArtifactError(f"is no exported StableHLO that JAX {jax.__version__} reads: {what}") from error
+        raise ArtifactError(f"it is none that JAX {jax.__version__} reads: {what}") from error
 
 
 def _function_name(bucket: Bucket | UpkeepBucket) -> str:

@@ -10,12 +10,11 @@ import os
 from dataclasses import dataclass, fields
 from typing import Any
 
-from xlaserve.buckets.lint.target import TARGETS as NEURON_TARGETS
 from xlaserve.errors import ConfigError
+from xlaserve.platforms.neuron_targets import TARGETS as NEURON_TARGETS
+from xlaserve.platforms.neuron_targets import Target as NeuronTarget
 from xlaserve.platforms.platform import Device, Platform
 from xlaserve.platforms.registry import platforms
-
-_GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +86,7 @@ TARGETS: dict[str, Target] = {
         ghz=1.41,
         capability="major: 8 minor: 0",
     ),
-    "trn1": Target("neuron", "trn1", 16 * _GIB),
-    "trn2": Target("neuron", "trn2", 24 * _GIB),
-    "inf2": Target("neuron", "inf2", 16 * _GIB),
+    **{name: Target("neuron", name, chip.memory) for name, chip in NEURON_TARGETS.items()},
 }
 
 
@@ -109,11 +106,16 @@ class TargetPlatform(Platform):
 
     def joined_devices(self) -> tuple[int, ...] | None:
         """Numbers of cores that Neuron's runtime joins; cards are joined in any number."""
-        return NEURON_TARGETS[self._target.device_kind].parallel if self._target.platform == "neuron" else None
+        chip = self.lint_target()
+        return None if chip is None else chip.parallel
 
     def memory(self) -> int:
         """Bytes of the target's memory."""
         return self._target.memory
+
+    def lint_target(self) -> NeuronTarget | None:
+        """The chip, where it is one of Neuron's."""
+        return NEURON_TARGETS.get(self._target.device_kind)
 
     def fingerprint(self) -> dict[str, Any]:
         """As the device would have it. The version that its client reports is not known here."""

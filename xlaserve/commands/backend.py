@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Generator
 from typing import Any, Protocol
 
@@ -28,6 +29,7 @@ class Backend(Protocol):
 def add_backend_arguments(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[reportPrivateUsage]
     """Adds the flags that say where the model is, and how it is to generate."""
     group.add_argument("--url", help="of a running server, such as http://localhost:8000; without it the model is loaded here")
+    group.add_argument("--api-key", metavar="KEY", help="that the server asks for (default: XLASERVE_API_KEY)")
     group.add_argument("--max-tokens", type=size, metavar="N", help="longest answer (default: up to the model length)")
     group.add_argument("--temperature", type=float, metavar="T", help="0 is deterministic (default: the model's own)")
 
@@ -46,7 +48,7 @@ def open_backend(args: argparse.Namespace) -> Backend:
     if args.url is not None:
         from xlaserve.commands.remote_model import RemoteModel
 
-        return RemoteModel(args.url, args.served_model_name or args.model)
+        return RemoteModel(args.url, args.served_model_name or args.model, args.api_key or os.environ.get("XLASERVE_API_KEY"))
     from xlaserve.commands.local_model import LocalModel
 
     return LocalModel(args.model, engine_options(args))

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from xlaserve.engine.environment import with_environment
+from xlaserve.engine.kv_publisher import KVEventsConfig, parse_kv_events
 from xlaserve.errors import ConfigError
 from xlaserve.platforms.neuron_options import NeuronOptions, parse_options
 
@@ -38,8 +39,10 @@ ENGINE_FIELDS = (
     "max_queued_tokens",
     "scheduling_policy",
     "stall_timeout",
+    "grammar_timeout",
     "enable_prefix_caching",
     "async_scheduling",
+    "kv_events",
 )
 
 
@@ -88,6 +91,14 @@ def neuron_options(text: str) -> NeuronOptions:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def kv_events(text: str) -> KVEventsConfig | None:
+    """A JSON object of vLLM's options for KV events."""
+    try:
+        return parse_kv_events(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the model argument and the engine's flags."""
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a folder, a .gguf file or a hub id; without it the demo model")
@@ -123,8 +134,12 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--scheduling-policy", choices=("fcfs", "priority"), default="fcfs", help=policy)
     stall = "seconds of work without progress before /health says 503 (default: 300)"
     group.add_argument("--stall-timeout", type=whole, default=300, metavar="S", help=stall)
+    grammar = "seconds that the schema or grammar of a structured output may take to compile (default: 5)"
+    group.add_argument("--grammar-timeout", type=whole, default=5, metavar="S", help=grammar)
     prefix = "reuse what has been computed for prompts that begin alike (default: on)"
     group.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True, help=prefix)
+    events = "publish over ZeroMQ what the prefix cache holds and loses, with vLLM's options (extra: kv-events)"
+    group.add_argument("--kv-events-config", dest="kv_events", type=kv_events, metavar="JSON", help=events)
     ahead = "prepare the next step while the device computes one (default: on); off is slower, and for finding faults"
     group.add_argument("--async-scheduling", action=argparse.BooleanOptionalAction, default=True, help=ahead)
 

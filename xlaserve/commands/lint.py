@@ -1,7 +1,8 @@
 """Check every graph that a Neuron device would get against what its compiler is known to refuse. Needs neither weights nor the device.
 
-PATH is a model (a folder with config.json, a .gguf file or a hub id; without it the demo model), or modules that were lowered before: a
-file or a folder of .mlir and .mlirbc (StableHLO), .hlo and .txt (HLO text), .pb (HLO protos). The exit status is 1 where there is an error.
+PATH is a model (a folder with config.json, a .gguf file or a hub id; without it the demo model), or modules that were lowered before: an
+artifact directory, a file or a folder of .mlir and .mlirbc (StableHLO), .hlo and .txt (HLO text), .pb (HLO protos). The exit status is 1
+where there is an error.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING
 
 from xlaserve.commands.engine_flags import size, whole
 from xlaserve.platforms.neuron import NEURON, NeuronPlatform
+from xlaserve.platforms.neuron_targets import TARGETS
 
 if TYPE_CHECKING:
     from xlaserve.buckets.lint.report import Report
-    from xlaserve.buckets.lint.target import Target
+    from xlaserve.platforms.neuron_targets import Target
 
 SUMMARY = "check a model's graphs for Neuron, without a device"
 _SIZES = ("dtype", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_blocks", "tensor_parallel_size")
@@ -27,7 +29,7 @@ _SIZES = ("dtype", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "b
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
     parser.add_argument("path", nargs="?", metavar="PATH", help="a model, or lowered modules")
-    parser.add_argument("--target", choices=("trn1", "inf2", "trn2"), default="trn2", help="the chip (default: trn2)")
+    parser.add_argument("--target", choices=tuple(TARGETS), default="trn2", help="the chip (default: trn2)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     group = parser.add_argument_group("sizes", "As `serve` takes them; what is left out fits the model and a core of the target.")
     group.add_argument("--dtype", default="auto", metavar="DTYPE", help="of weights and activations (default: auto, bfloat16)")
@@ -42,7 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the report; progress goes to stderr."""
     from xlaserve.buckets.lint.files import lint_files, module_files
-    from xlaserve.buckets.lint.target import TARGETS
 
     target = TARGETS[args.target]
     files = module_files(Path(args.path).expanduser()) if args.path else []

@@ -19,13 +19,14 @@ class RemoteModel:
     Args:
         url: its address, with or without /v1.
         model: the id to ask for; None takes the first one that the server lists.
+        api_key: sent with every request; None sends none.
 
     Raises:
         ConfigError: the URL is not one.
         XlaserveError: the server cannot be reached or has no model.
     """
 
-    def __init__(self, url: str, model: str | None) -> None:
+    def __init__(self, url: str, model: str | None, api_key: str | None = None) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         try:
             valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -38,6 +39,7 @@ class RemoteModel:
         self._port = parts.port
         self._base = parts.path.rstrip("/").removesuffix("/v1")
         self._url = url
+        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._model = model or self._first_model()
 
     def answer(self, messages: list[dict[str, str]], options: dict[str, Any]) -> Generator[str]:
@@ -78,7 +80,7 @@ class RemoteModel:
 
     def _send(self, connection: http.client.HTTPConnection, method: str, path: str, body: str | None = None) -> http.client.HTTPResponse:
         try:
-            connection.request(method, self._base + path, body, {"Content-Type": "application/json"} if body else {})
+            connection.request(method, self._base + path, body, self._headers | ({"Content-Type": "application/json"} if body else {}))
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             raise XlaserveError(

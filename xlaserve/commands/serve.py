@@ -8,113 +8,68 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import sys
 from typing import TYPE_CHECKING
 
-from xlaserve.commands.engine_flags import add_engine_arguments, engine_options, size
+from xlaserve.commands.engine_flags import add_engine_arguments, engine_options
+from xlaserve.commands.server_flags import add_server_arguments, server_settings
 
 if TYPE_CHECKING:
+    from xlaserve.engine.engine_spawn import Spawned
     from xlaserve.server.engine import Engine
 
 SUMMARY = "serve a model over HTTP, OpenAI-compatible"
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
     add_engine_arguments(parser)
-    group = parser.add_argument_group("server")
-    group.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="address to listen on; 0.0.0.0 serves other machines too (default: 127.0.0.1, this machine only)",
-    )
-    group.add_argument("--port", type=_port, default=8000, help="TCP port; 0 takes a free one (default: 8000)")
-    group.add_argument("--max-body-size", type=size, default=16 * 1024**2, metavar="BYTES", help="largest request body (default: 16M)")
-    group.add_argument(
-        "--shutdown-timeout", type=_seconds, default=0.0, metavar="S", help="seconds that running requests get when stopped (default: 0)"
-    )
-    group.add_argument(
-        "--send-timeout", type=_seconds, default=60.0, metavar="S", help="seconds a client may leave its stream unread (default: 60)"
-    )
-    group.add_argument(
-        "--max-stored-responses", type=_count, default=1024, metavar="N", help="responses of /v1/responses kept in memory (default: 1024)"
-    )
-    group.add_argument(
-        "--max-stored-bytes", type=size, default=256 * 1024**2, metavar="BYTES", help="most memory that they take (default: 256M)"
-    )
-    dev = "let clients pause the engine, put it to sleep, and read its trace: for trusted networks only"
-    group.add_argument("--dev-endpoints", action="store_true", help=dev)
-    group.add_argument("--no-ui", dest="page", action="store_false", help="no page at / for browsers")
-    group.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="(default: info)")
+    add_server_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serves until a signal; see `xlaserve.server.lifecycle.serve`."""
-    from xlaserve.server.lifecycle import Progress, address, bind, serve
-    from xlaserve.server.settings import ServerSettings
+    from xlaserve.engine.engine_spawn import spawn_engine
 
-    _log_to_stderr(args.log_level)
-    settings = ServerSettings(
-        host=args.host,
-        port=args.port,
-        max_body_size=args.max_body_size,
-        shutdown_timeout=args.shutdown_timeout,
-        send_timeout=args.send_timeout,
-        max_stored_responses=args.max_stored_responses,
-        max_stored_bytes=args.max_stored_bytes,
-        page=args.page,
-        dev_endpoints=args.dev_endpoints,
-    )
+    with spawn_engine() as spawned:  # first of all: it imports JAX while this process imports the server
+        return _serve(args, spawned)
+
+
+def _serve(args: argparse.Namespace, spawned: Spawned) -> int:
+    from xlaserve.engine.log_format import log_to_stderr
+    from xlaserve.server.lifecycle import Progress, serve
+    from xlaserve.server.listener import address, bind
+
+    log_to_stderr(getattr(logging, args.log_level.upper()), args.log_format)
+    if args.log_level == "debug":
+        logging.getLogger("uvicorn").setLevel(logging.DEBUG)
+    # Whoever reads JSON lines reads all of them: what a person would be told is in the log then.
+    say = log.info if args.log_format == "json" else _say
+    settings = server_settings(args)
     listener = bind(settings)
-    url = address(listener)
-    _say(f"xlaserve: listening on {url}, loading {args.model or 'the demo model'}; {url}/ready tells how far it is")
+    url = address(listener, tls=settings.tls is not None)
+    say(f"xlaserve: listening on {url}, loading {args.model or 'the demo model'}; GET /ready tells how far it is")
 
     async def start(progress: Progress) -> Engine:
         from xlaserve.engine.config import EngineConfig
         from xlaserve.engine.engine_process import start_engine
 
-        return await start_engine(EngineConfig(model=args.model, **engine_options(args)), progress)
+        return await start_engine(EngineConfig(model=args.model, **engine_options(args)), progress, spawned)
 
-    return serve(listener, settings, start, lambda engine: _say(_welcome(engine, url)), _say)
+    return serve(listener, settings, start, lambda engine: say(_welcome(engine, url, guarded=bool(settings.api_keys))), say)
 
 
-def _welcome(engine: Engine, url: str) -> str:
+def _welcome(engine: Engine, url: str, *, guarded: bool) -> str:
     body = f'{{"model": "{engine.model_name}", "messages": [{{"role": "user", "content": "Tell me a joke."}}], "max_tokens": 100}}'
+    socket, base = (f" --unix-socket {url.removeprefix('unix:')}", "http://localhost") if url.startswith("unix:") else ("", url)
+    key = " -H 'Authorization: Bearer '$XLASERVE_API_KEY" if guarded else ""
     return (
         f"\nServing {engine.model_name} at {url}\nTry:\n"
-        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n    -d '{body}'"
+        f"  curl{socket} {base}/v1/chat/completions{key} -H 'Content-Type: application/json' \\\n    -d '{body}'"
     )
-
-
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("xlaserve").setLevel(level.upper())
-    if level == "debug":
-        logging.getLogger("uvicorn").setLevel(logging.DEBUG)
 
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError):  # a server serves on where nobody reads what it says any more
         print(line, flush=True)
-
-
-def _port(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port between 0 and 65535")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or len(text) > 9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return seconds

@@ -17,7 +17,9 @@ from xlaserve.engine.artifacts import Stores, adopt_sizes, stores_of
 from xlaserve.engine.calibration import calibrate
 from xlaserve.engine.config import EngineConfig, Limits, settle, settle_dtype, settle_shards
 from xlaserve.engine.core import EngineCore
+from xlaserve.engine.grammar import Grammars
 from xlaserve.engine.graph_table import GraphOrigin, GraphTable
+from xlaserve.engine.kv_publisher import KVPublisher
 from xlaserve.engine.messages import EngineInfo
 from xlaserve.engine.runner import Runner
 from xlaserve.engine.scheduler import Scheduler
@@ -29,6 +31,7 @@ from xlaserve.models.layers import checkpoint_rows
 from xlaserve.models.registry import model_config
 from xlaserve.models.weights import load_weights, placeholder_weights
 from xlaserve.paged.block_pool import BlockPool
+from xlaserve.paged.kv_events import KVEventLog
 from xlaserve.platforms.mesh import part_shape
 from xlaserve.platforms.platform import Device, Platform
 from xlaserve.platforms.registry import select_platform
@@ -222,7 +225,7 @@ def compile_graphs(
     if any(graph.source != "loaded" for graph in graphs.values()):
         progress(f"graphs are kept in {stores.cache.directory}")
     # What BLANK gives is the KV cache itself, where there is none.
-    found = {graph.bucket.name: workspace_of(graph.run) for graph in graphs.values() if graph.bucket != BLANK}
+    found = {graph.bucket.name: workspace_of(graph.memory) for graph in graphs.values() if graph.bucket != BLANK}
     if needs := {name: workspace for name, workspace in found.items() if workspace is not None}:
         largest = max(needs, key=needs.__getitem__)
         progress(f"memory    {plan.limits.memory.compare(needs[largest], largest)}")
@@ -290,7 +293,8 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
     runner.warm_up()
     plan = replace(plan, ladder=with_costs(plan.ladder, stores, graphs, runner.measure, progress))
     limits = plan.limits
-    pool = BlockPool(limits.num_blocks, limits.block_size)
+    events = None if config.kv_events is None else KVEventLog(KVPublisher(config.kv_events).publish, limits.block_size)
+    pool = BlockPool(limits.num_blocks, limits.block_size, events)
     scheduler = Scheduler(
         plan.ladder,
         pool,
@@ -300,8 +304,9 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
         by_priority=config.scheduling_policy == "priority",
         prefix_caching=config.enable_prefix_caching,
     )
+    grammars = Grammars(plan.checkpoint.tokenizer, plan.model.vocab_size, _eos_ids(plan.checkpoint, plan.model))
     table = GraphTable(plan.ladder, {graph.bucket.name: GraphOrigin(graph.source, graph.seconds) for graph in graphs.values()})
-    core = EngineCore(scheduler, runner, pool, limits.max_num_seqs, table, async_scheduling=config.async_scheduling)
+    core = EngineCore(scheduler, runner, pool, limits.max_num_seqs, table, grammars=grammars, async_scheduling=config.async_scheduling)
     return Engine(plan, core, graphs)
 
 

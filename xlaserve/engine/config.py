@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from xlaserve.buckets.ladder import LadderSizes
 from xlaserve.buckets.workspace import workspace_bytes
+from xlaserve.engine.kv_publisher import KVEventsConfig
 from xlaserve.engine.memory_plan import SMALLER, MemoryPlan, mebibytes
 from xlaserve.engine.seating import slot_bytes
 from xlaserve.errors import ConfigError
@@ -32,7 +33,15 @@ _OPTIONAL = (
 )
 _SWITCHES = ("enable_prefix_caching", "async_scheduling", "artifacts_only")
 _BUCKET_LISTS = ("context_buckets", "generate_buckets")
-_LOWEST = {**dict.fromkeys(_OPTIONAL, 1), "max_queued_requests": 1, "stall_timeout": 1, "max_model_len": 2, "num_blocks": 2, "seed": 0}
+_LOWEST = {
+    **dict.fromkeys(_OPTIONAL, 1),
+    "max_queued_requests": 1,
+    "stall_timeout": 1,
+    "grammar_timeout": 1,
+    "max_model_len": 2,
+    "num_blocks": 2,
+    "seed": 0,
+}
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -55,7 +64,7 @@ class EngineConfig:
         context_buckets: chunk lengths in tokens that there are to be context graphs for, multiples of the block size.
         generate_buckets: lengths of context in tokens that there are to be generate graphs for, multiples of the block size; the longest
             must hold the longest sequence.
-        neuron: what the user sets of the Neuron platform; others do not look at it.
+        neuron: what the user sets of the Neuron platform; others refuse it.
         compile_cache: directory that compiled graphs are kept in.
         artifacts: directory that `xlaserve compile -o` made; graphs are loaded from there, and sizes left open are taken from it.
         artifacts_only: fail rather than compile a graph.
@@ -65,7 +74,9 @@ class EngineConfig:
         max_queued_requests: waiting sequences beyond which requests are turned away.
         max_queued_tokens: tokens of waiting prompts beyond which requests are turned away; None sets no bound.
         stall_timeout: seconds with work and without progress after which the engine counts as unhealthy.
+        grammar_timeout: seconds that compiling the form of a structured output may take.
         async_scheduling: decide the next iteration while the device computes one, and read tokens one iteration late.
+        kv_events: where to publish what the prefix cache holds and loses; None publishes nothing.
         scheduling_policy: who comes first: "fcfs", in order of arrival, or "priority", by `SamplingParams.priority`, then arrival.
 
     Raises:
@@ -96,7 +107,9 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     stall_timeout: int = 300
+    grammar_timeout: int = 5
     async_scheduling: bool = True
+    kv_events: KVEventsConfig | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -120,6 +133,8 @@ class EngineConfig:
         for name in _BUCKET_LISTS:
             if (lengths := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _lengths(name, lengths))
+        if self.kv_events is not None and not self.enable_prefix_caching:
+            raise ConfigError("kv_events are about the prefix cache: they need enable_prefix_caching.")
         if self.block_size is not None and self.block_size & (self.block_size - 1):
             raise ConfigError(f"block_size must be a power of two, got {self.block_size}.")
 

@@ -7,6 +7,9 @@ from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
+ITERATION_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Upper bounds of `EngineStats.iteration_tokens`; one more count is of those above."""
+
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
@@ -101,6 +104,7 @@ class EngineStats:
         steps: engine iterations, counter.
         scheduled_tokens: tokens that graphs computed for requests, counter.
         padded_tokens: token places in the same graphs that were padding, counter.
+        iteration_tokens: engine iterations by the tokens that they computed, counters; `ITERATION_TOKENS` has the bounds.
         compile_events: XLA compilations seen after readiness, counter; a healthy engine stays at 0.
         stalls: times the engine had work and got nowhere for longer than `stall_timeout`, counter.
         prefix_cache_queries: tokens of sequences that looked for computed blocks when they were admitted first, counter.
@@ -122,6 +126,7 @@ class EngineStats:
     steps: int = 0
     scheduled_tokens: int = 0
     padded_tokens: int = 0
+    iteration_tokens: tuple[int, ...] = (0,) * (len(ITERATION_TOKENS) + 1)
     compile_events: int = 0
     stalls: int = 0
     prefix_cache_queries: int = 0

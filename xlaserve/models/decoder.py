@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -106,8 +109,11 @@ class CausalLM(nn.Module):
         return logits
 
 
-def parameter_shapes(config: ModelConfig, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
+@cache
+def parameter_shapes(config: ModelConfig, dtype: Any) -> Mapping[str, jax.ShapeDtypeStruct]:
     """Name, shape and dtype of every parameter, in a fixed order: the order of the flat tuple that graphs take.
+
+    Known once for each model, since Flax has to trace it: a start asks for every graph.
 
     Args:
         config: the model, or what one device has of it; then the shapes are what all devices together hold, and say how it is split.
@@ -122,7 +128,7 @@ def parameter_shapes(config: ModelConfig, dtype: Any) -> dict[str, jax.ShapeDtyp
     init = with_axis(lambda t: model.init(jax.random.key(0), t, t, attend)["params"], config.shards)
     tree = jax.eval_shape(init, tokens)
     leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))[0]
-    return {".".join(str(p.key) for p in path): _whole(leaf, config.shards) for path, leaf in leaves}
+    return MappingProxyType({".".join(str(p.key) for p in path): _whole(leaf, config.shards) for path, leaf in leaves})
 
 
 def _whole(parameter: Any, shards: int) -> jax.ShapeDtypeStruct:

@@ -27,7 +27,7 @@ _DERIVED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cach
 
 def load_weights(
     checkpoint: Checkpoint,
-    parameters: dict[str, jax.ShapeDtypeStruct],
+    parameters: Mapping[str, jax.ShapeDtypeStruct],
     devices: Sequence[Device],
     *,
     rows: Mapping[str, Rows],
@@ -58,7 +58,7 @@ def load_weights(
     return tuple(placed)
 
 
-def placeholder_weights(parameters: dict[str, jax.ShapeDtypeStruct], devices: Sequence[Device]) -> tuple[jax.Array, ...]:
+def placeholder_weights(parameters: Mapping[str, jax.ShapeDtypeStruct], devices: Sequence[Device]) -> tuple[jax.Array, ...]:
     """Parameters of the right shapes that mean nothing, to run graphs where no checkpoint is to be read."""
     placed: list[jax.Array] = []
     for parameter in parameters.values():

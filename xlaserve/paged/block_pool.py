@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 
+from xlaserve.paged.kv_events import KVEventLog
+
 NULL_BLOCK = 0
 
 
@@ -18,12 +20,14 @@ class BlockPool:
     Args:
         num_blocks: blocks in the device's arrays, the null block included; at least 2.
         block_size: tokens per block.
+        events: told of published blocks that are lost; None where nobody wants to know.
     """
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, events: KVEventLog | None = None) -> None:
         if num_blocks < 2:
             raise ValueError(f"num_blocks must be at least 2 (one is the null block), got {num_blocks}")
         self.block_size = block_size
+        self.events = events
         self.capacity = num_blocks - 1
         self._references = [0] * num_blocks
         # The block that was freed longest ago is handed out first, in both.
@@ -90,8 +94,11 @@ class BlockPool:
                 else:
                     self._idle[block] = None
 
-    def publish(self, block: int, digest: bytes) -> None:
+    def publish(self, block: int, digest: bytes) -> bool:
         """Let `block` be found by what it holds. Where another block holds the same, that one stays the one to be found.
+
+        Returns:
+            Whether what it holds could not be found before.
 
         Raises:
             ValueError: the block is not allocated, or has been published.
@@ -100,9 +107,11 @@ class BlockPool:
             raise ValueError(f"block {block} is not allocated and cannot be published")
         if self._digests[block] is not None:
             raise ValueError(f"block {block} has been published")
-        if digest not in self._published:
-            self._published[digest] = block
-            self._digests[block] = digest
+        if digest in self._published:
+            return False
+        self._published[digest] = block
+        self._digests[block] = digest
+        return True
 
     def find(self, digests: Iterable[bytes]) -> list[int]:
         """The blocks of a chain, up to the first that is not there. They may be evicted until they are shared."""
@@ -130,6 +139,8 @@ class BlockPool:
         self._published.clear()
         self._blank.extend(self._idle)
         self._idle.clear()
+        if self.events is not None:
+            self.events.cleared()
 
     def _evict(self) -> int:
         block, _ = self._idle.popitem(last=False)
@@ -137,4 +148,6 @@ class BlockPool:
         assert digest is not None
         del self._published[digest]
         self._digests[block] = None
+        if self.events is not None:
+            self.events.removed(digest)
         return block

@@ -13,6 +13,7 @@ from xlaserve.errors import ConfigError
 
 if TYPE_CHECKING:
     from xlaserve.platforms.neuron_options import NeuronOptions
+    from xlaserve.platforms.neuron_targets import Target
 
 DEFAULT_UTILIZATION = 0.9
 """Share of a device's memory that is planned for; the rest is for the driver, for code and for what lies between arrays."""
@@ -61,8 +62,17 @@ class Platform:
         """The platform as the user wants it.
 
         Args:
-            neuron: options of Neuron's; other platforms have none and do not look at them.
+            neuron: options of Neuron's, which other platforms have none of.
+
+        Raises:
+            ConfigError: options are given that this platform does not have.
         """
+        if neuron is not None and neuron.asked:
+            given = ", ".join(f"{name} {value!r}" for name, value in neuron.asked.items())
+            raise ConfigError(
+                f"neuron: {given} is for the platform neuron, and this one is {self.name}: "
+                "leave out --override-neuron-config, or use --device neuron."
+            )
         return self
 
     def devices(self) -> list[Device]:
@@ -149,6 +159,10 @@ class Platform:
     def compiling(self, family: Family) -> AbstractContextManager[None]:
         """What must hold while a graph of a family is compiled, in whatever thread."""
         return nullcontext()
+
+    def lint_target(self) -> Target | None:
+        """What graphs are linted for where they are compiled; None where nothing is known of what the compiler refuses."""
+        return None
 
     def trim(self) -> None:
         """Offer the machine what arrays have given back. Here nothing is to be done: the device's allocator has it."""

@@ -7,6 +7,7 @@ from functools import partial
 from fastapi import FastAPI
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from xlaserve import __version__
@@ -24,11 +25,13 @@ from xlaserve.server.answer_models import (
     Readiness,
     ResponseObject,
     Text,
+    TokenizerInfo,
     Tokens,
     Version,
 )
 from xlaserve.server.anthropic import endpoints as anthropic
 from xlaserve.server.anthropic.protocol import CountTokens, CreateMessage
+from xlaserve.server.auth import ApiKeys
 from xlaserve.server.chat import create_chat_completion
 from xlaserve.server.completions import create_completion
 from xlaserve.server.errors import ANTHROPIC_OVERLOADED, answer_error
@@ -59,6 +62,7 @@ _ROUTES = (
           statuses=(*NEEDS_ENGINE, 404)),
     Route("POST", "/tokenize", tokenize.tokenize, tokenize.TokenizeRequest, Tokens, statuses=(*NEEDS_ENGINE, 404)),
     Route("POST", "/detokenize", tokenize.detokenize, tokenize.DetokenizeRequest, Text, statuses=(*NEEDS_ENGINE, 404)),
+    Route("GET", "/tokenizer_info", tokenize.tokenizer_info, answer=TokenizerInfo, statuses=NEEDS_ENGINE),
     *(Route("POST", path, refuse_pooling, answer=None, statuses=(*NEEDS_ENGINE, 400)) for path in (
         "/v1/embeddings", "/pooling", "/classify", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank")),
     Route("GET", "/v1/models", operations.list_models, answer=ModelList, statuses=NEEDS_ENGINE),
@@ -95,5 +99,24 @@ def create_app(state: ServerState) -> FastAPI:
     app.openapi = partial(document, app, routes)  # type: ignore[method-assign]
     for kind in (HTTPException, XlaserveError, ValidationError):
         app.add_exception_handler(kind, answer_error)
-    app.add_middleware(RequestScope, state=state)
+    open_paths = {route.path for route in routes if not route.guarded}
+    _add_middleware(app, state, frozenset(open_paths if state.settings.guard_metrics else {*open_paths, "/metrics"}))
     return app
+
+
+def _add_middleware(app: FastAPI, state: ServerState, open_paths: frozenset[str]) -> None:
+    # The last is the outermost: refusals have a request id and are counted, and browsers may read them.
+    settings = state.settings
+    if settings.api_keys:
+        # The page holds no data: it asks for the key, and brings it where it asks for some.
+        app.add_middleware(ApiKeys, keys=settings.api_keys, open_paths=open_paths.union(PATHS if settings.page else ()))
+    if settings.cors is not None:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors.origins,
+            allow_methods=settings.cors.methods,
+            allow_headers=settings.cors.headers,
+            allow_credentials=settings.cors.credentials,
+            expose_headers=("X-Request-Id", "Retry-After"),
+        )
+    app.add_middleware(RequestScope, state=state)

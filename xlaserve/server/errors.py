@@ -152,7 +152,7 @@ def problem_of(error: BaseException) -> Problem:
         case NotReadyError():
             return Problem(503, str(error), "server_error", None, "not_ready", {"Retry-After": "5"})
         case ShuttingDownError():
-            return Problem(503, str(error), "server_error", None, "shutting_down", {"Retry-After": "5"})
+            return Problem(503, str(error), "server_error", None, "shutting_down", {"Retry-After": "5", "Connection": "close"})
         case EngineDeadError():
             return Problem(500, without_paths(str(error)), "server_error", None, "engine_dead")
         case EngineStateError():

@@ -19,6 +19,7 @@ from xlaserve.server.beams import in_request_terms
 from xlaserve.server.engine import Engine, TokenStream
 from xlaserve.server.errors import GenerationFailedError, ShuttingDownError
 from xlaserve.server.metrics import Metrics
+from xlaserve.server.observers import OBSERVERS, Begun, Ended
 
 PromptLogprobs = list[dict[int, Logprob] | None]
 """For each prompt token; None for the first."""
@@ -78,8 +79,12 @@ class Generation:
     ) -> None:
         self._engine = engine
         self._metrics = metrics
+        self._params = params
         self._scores_only = scores_only
         self._arrival = time.monotonic()
+        self._first_scheduled: float | None = None
+        self._first_token: float | None = None
+        self._reasons: dict[int, str] = {}
         self._prompt_lengths = [len(ids) for ids in prompts]
         self._unfinished = len(prompts)
         self._cached_tokens = [0] * len(prompts)
@@ -88,6 +93,7 @@ class Generation:
         self.prompt_logprobs: list[PromptLogprobs | None] = [None] * len(prompts)
         self._held: list[list[Delta]] | None = [[] for _ in prompts] if params[0].prompt_logprobs is not None else None
         self._streams: list[TokenStream] = []
+        self._accepted = False
         try:
             for number, (ids, options) in enumerate(zip(prompts, params, strict=True)):
                 self._streams.append(engine.submit(ids, options, request_id=f"{request_id}-{number}"))
@@ -97,11 +103,17 @@ class Generation:
         except BaseException:
             self.abort()
             raise
+        self._observers = OBSERVERS.get()
+        self._begun = Begun(request_id, engine.model_name, prompts, params[0], engine.tokenizer.decode)
+        self._accepted = True
+        for observer in self._observers:
+            observer.began(self._begun)
 
     def abort(self) -> None:
         """Gives up what still runs and frees its KV blocks; harmless when all has ended."""
         for stream in self._streams:
             stream.abort()
+        self._end("abort")
 
     async def deltas(self) -> AsyncGenerator[list[Delta]]:
         """What is new, as the engine produces it; ends when every choice has ended.
@@ -153,6 +165,15 @@ class Generation:
         return _usage(self._prompt_lengths[prompt], self.choices[index].tokens, self._cached_tokens[prompt])
 
     async def _outputs(self) -> AsyncGenerator[tuple[int, RequestOutput]]:
+        try:
+            async with aclosing(self._merged()) as outputs:
+                async for output in outputs:
+                    yield output
+        except Exception:
+            self._end("error")
+            raise
+
+    async def _merged(self) -> AsyncGenerator[tuple[int, RequestOutput]]:
         if len(self._streams) == 1:
             async for output in self._streams[0]:
                 yield 0, output
@@ -177,33 +198,79 @@ class Generation:
 
     def _delta(self, prompt: int, moved: CompletionOutput, now: float) -> Delta:
         if moved.finish_reason == "error":
+            self._end("error")
             raise GenerationFailedError("The engine failed on this request; others are not affected.")
         choice = self.choices[prompt * self._n + moved.index]
         if self._scores_only:
+            if moved.finish_reason is not None:
+                self._reasons[choice.index] = "length"
             return Delta(prompt, choice.index, "", [], [], moved.finish_reason and "length", None)
         new = len(moved.token_ids)
         if new:
             if choice.last_token_time is None:
+                self._first_token = self._first_token or now
                 if moved.index == 0:
                     self._metrics.time_to_first_token.observe(now - self._arrival)
             else:
                 self._metrics.inter_token_latency.observe((now - choice.last_token_time) / new, new)
             choice.last_token_time = now
             choice.tokens += new
+        if moved.finish_reason is not None:
+            self._reasons[choice.index] = moved.finish_reason
         return Delta(prompt, choice.index, moved.text, moved.token_ids, moved.logprobs or [], moved.finish_reason, moved.stop_reason)
 
     def _cut_short(self) -> XlaserveError:
         if self._engine.errored is not None:
+            self._end("error")
             return EngineDeadError("The engine has stopped after an internal failure.")
         return ShuttingDownError("The request was aborted because the server is shutting down; send it again elsewhere or later.")
 
     def _observe_end(self, prompt: int, output: RequestOutput, now: float) -> None:
-        metrics = self._metrics
+        metrics, times = self._metrics, output.metrics
+        counts = [choice.tokens for choice in self.choices[prompt * self._n : (prompt + 1) * self._n]]
         metrics.e2e_latency.observe(now - self._arrival)
         metrics.prompt_tokens.observe(self._prompt_lengths[prompt])
-        metrics.generation_tokens.observe(sum(choice.tokens for choice in self.choices[prompt * self._n : (prompt + 1) * self._n]))
-        if output.metrics.first_scheduled_time is not None:
-            metrics.queue_time.observe(output.metrics.first_scheduled_time - output.metrics.arrival_time)
+        metrics.generation_tokens.observe(sum(counts))
+        metrics.max_generation_tokens.observe(max(counts))
+        metrics.params_n.observe(self._n)
+        if (limit := self._params[prompt].max_tokens) is not None:
+            metrics.params_max_tokens.observe(limit)
+        scheduled, first = times.first_scheduled_time, times.first_token_time
+        if scheduled is not None:
+            self._first_scheduled = min(scheduled, self._first_scheduled or scheduled)
+            metrics.queue_time.observe(scheduled - times.arrival_time)
+            metrics.inference_time.observe(now - scheduled)
+            if first is not None:
+                metrics.prefill_time.observe(first - scheduled)
+        if first is not None:
+            metrics.decode_time.observe(now - first)
+            if max(counts) > 1:
+                metrics.time_per_output_token.observe((now - first) / (max(counts) - 1))
+        if not self._unfinished:
+            self._end("abort")
+
+    def _end(self, reason: str) -> None:
+        """It is over, and so are, for this reason, the choices that have not ended by themselves. Counted once."""
+        if not self._accepted:
+            return
+        self._accepted = False
+        reasons = tuple(self._reasons.get(choice.index, reason) for choice in self.choices)
+        self._metrics.finished.update(reasons)
+        if not self._observers:
+            return
+        now, arrival, scheduled, first = time.monotonic(), self._arrival, self._first_scheduled, self._first_token
+        ended = Ended(
+            completion_tokens=sum(choice.tokens for choice in self.choices),
+            cached_tokens=sum(self._cached_tokens),
+            finish_reasons=reasons,
+            seconds=now - arrival,
+            queue=None if scheduled is None else scheduled - arrival,
+            first_token=None if first is None else first - arrival,
+            prefill=None if scheduled is None or first is None else first - scheduled,
+            decode=None if first is None else now - first,
+        )
+        for observer in self._observers:
+            observer.ended(self._begun, ended)
 
 
 async def _pump(number: int, stream: TokenStream, merged: asyncio.Queue[tuple[int, RequestOutput] | Exception | None]) -> None:

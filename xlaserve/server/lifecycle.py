@@ -13,15 +13,15 @@ from collections.abc import Awaitable, Callable, Generator
 
 import uvicorn
 
-from xlaserve.errors import ConfigError, EngineDeadError
+from xlaserve.errors import EngineDeadError
 from xlaserve.server.app import create_app
 from xlaserve.server.engine import Engine
+from xlaserve.server.listener import release, tls_context
 from xlaserve.server.settings import ServerSettings
 from xlaserve.server.state import ServerState
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 2048
 # After the engine is closed every response ends at once; a client that reads nothing is not waited for longer than this.
 LAST_WRITES_SECONDS = 3
 # After the engine has died the server answers for so long that probes and clients learn of it, and then ends.
@@ -29,33 +29,6 @@ LAST_ANSWERS_SECONDS = 2
 
 Progress = Callable[[str], None]
 Start = Callable[[Progress], Awaitable[Engine]]
-
-
-def bind(settings: ServerSettings) -> socket.socket:
-    """Takes the address before anything expensive happens.
-
-    Raises:
-        ConfigError: the port is in use, not allowed, or the host is not an address of this machine.
-    """
-    try:
-        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        listener = socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ConfigError(
-            f"cannot listen on {settings.host}:{settings.port}: {reason}. Choose another address with --host or --port."
-        ) from error
-    # Connections inherit it; with Nagle's algorithm each token could wait 40 ms for the client's acknowledgement of the one before.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
-
-
-def address(listener: socket.socket) -> str:
-    """Where a client on this machine reaches the listener, as a URL without a path."""
-    host, port = listener.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):
-        host = "localhost"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def serve(
@@ -67,21 +40,25 @@ def serve(
 ) -> int:
     """Serves until told to stop, and returns the process's exit code.
 
-    The first SIGTERM or SIGINT stops accepting, gives running requests `shutdown_timeout` seconds, closes the engine and returns 0; the
-    second ends the process at once.
+    After the first SIGTERM or SIGINT new requests get a 503, `/ready` too, and running ones `shutdown_timeout` seconds to end; then the
+    engine is closed, and so is the listener. The second signal ends the process at once.
 
     Args:
-        listener: from `bind`.
+        listener: from `listener.bind`; closed at the end.
         settings: of the HTTP side.
         start: makes the engine; gets a function for progress lines. It is cancelled where the server is stopped meanwhile.
         on_ready: called when requests are served.
         on_progress: called for each progress line.
 
     Raises:
+        ConfigError: a file that TLS needs cannot be used, or traces cannot be made.
         XlaserveError: the engine could not be started, or has died.
     """
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_Life(listener, settings, on_ready, on_progress).run(start))
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_Life(listener, settings, on_ready, on_progress).run(start))
+    finally:
+        release(listener, settings)
 
 
 class _QuietServer(uvicorn.Server):
@@ -100,6 +77,7 @@ class _Life:
         self._settings = settings
         self._on_ready = on_ready
         self._on_progress = on_progress
+        self._tls = tls_context(settings.tls) if settings.tls is not None else None
         self._state = ServerState(settings)
         self._stop = asyncio.Event()
 
@@ -110,8 +88,11 @@ class _Life:
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=int(self._settings.shutdown_timeout) + LAST_WRITES_SECONDS,
+            root_path=self._settings.root_path,
+            timeout_graceful_shutdown=LAST_WRITES_SECONDS,
         )
+        config.load()
+        config.ssl = self._tls
         server = _QuietServer(config)
         self._handle_signals()
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
@@ -128,18 +109,17 @@ class _Life:
                 self._on_ready(engine)
                 await asyncio.wait({stopped, serving, failed}, return_when=asyncio.FIRST_COMPLETED)
                 if failed.done():
-                    # Nothing is left to be finished, so no client is waited for as if there were.
-                    config.timeout_graceful_shutdown = LAST_WRITES_SECONDS
                     await asyncio.wait({stopped, serving}, timeout=LAST_ANSWERS_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            # Who still asks meanwhile is told to go elsewhere, which a closed port cannot do.
             self._state.stop()
+            if engine is not None and engine.errored is None:
+                await self._drain()
             server.should_exit = True
             if engine is None:
                 starting.cancel()
                 await asyncio.wait({starting})
             else:
-                if engine.errored is None:
-                    await self._drain()
                 await engine.close()
             await serving
             for task in (stopped, failed):

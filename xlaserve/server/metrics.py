@@ -16,13 +16,17 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from xlaserve import __version__
-from xlaserve.engine.outputs import EngineStats
+from xlaserve.engine.messages import EngineInfo
+from xlaserve.engine.outputs import ITERATION_TOKENS, EngineStats
 from xlaserve.server.engine import Engine
+
+FINISH_REASONS = ("stop", "length", "abort", "error")
 
 # fmt: off
 _TTFT_SECONDS = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
 _INTER_TOKEN_SECONDS = (.001, .0025, .005, .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _REQUEST_SECONDS = (.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
+_COMPLETIONS = (1, 2, 5, 10, 20)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 # fmt: on
 
@@ -63,7 +67,24 @@ class Metrics(Collector):
         self.queue_time = Histogram("request_queue_time_seconds", "From arrival to the first scheduled chunk.", _REQUEST_SECONDS)
         self.prompt_tokens = Histogram("request_prompt_tokens", "Prompt tokens per request.", _TOKENS)
         self.generation_tokens = Histogram("request_generation_tokens", "Generated tokens per request.", _TOKENS)
+        self.time_per_output_token = Histogram(
+            "request_time_per_output_token_seconds", "Mean time between the tokens of a request.", _INTER_TOKEN_SECONDS
+        )
+        self.prefill_time = Histogram(
+            "request_prefill_time_seconds", "From the first scheduled chunk to the first token.", _REQUEST_SECONDS
+        )
+        self.decode_time = Histogram("request_decode_time_seconds", "From the first token to the last.", _REQUEST_SECONDS)
+        self.inference_time = Histogram(
+            "request_inference_time_seconds", "From the first scheduled chunk to the last token.", _REQUEST_SECONDS
+        )
+        self.max_generation_tokens = Histogram(
+            "request_max_num_generation_tokens", "Generated tokens of a request's longest completion.", _TOKENS
+        )
+        self.params_n = Histogram("request_params_n", "Completions that requests ask for.", _COMPLETIONS)
+        self.params_max_tokens = Histogram("request_params_max_tokens", "`max_tokens` of requests that have it.", _TOKENS)
         self.http_requests: Counter[tuple[str, str, int]] = Counter()
+        # What clients are told: a stop string may be found in what the engine has ended for its length.
+        self.finished: Counter[str] = Counter(dict.fromkeys(FINISH_REASONS, 0))
         self._engine: Engine | None = None
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -99,8 +120,24 @@ class Metrics(Collector):
                 self.queue_time,
                 self.prompt_tokens,
                 self.generation_tokens,
+                self.time_per_output_token,
+                self.prefill_time,
+                self.decode_time,
+                self.inference_time,
+                self.max_generation_tokens,
+                self.params_n,
+                self.params_max_tokens,
             ):
                 yield histogram.family(prefix, labels)
+            yield _iteration_tokens(stats, prefix, labels)
+            yield self._finished_family(prefix, labels)
+            yield _cache_info(self._engine.info, prefix, labels)
+
+    def _finished_family(self, prefix: str, labels: dict[str, str]) -> Metric:
+        family = CounterMetricFamily(prefix + "request_success", "Ended completions by finish reason.", labels=[*labels, "finished_reason"])
+        for reason, count in sorted(self.finished.items()):
+            family.add_metric([*labels.values(), reason], float(count))
+        return family
 
     def _http_family(self) -> Metric:
         family = CounterMetricFamily("xlaserve:http_requests", "HTTP requests answered.", labels=["method", "path", "status"])
@@ -130,12 +167,30 @@ def _shared_families(stats: EngineStats, prefix: str, labels: dict[str, str]) ->
         ("num_preemptions", "Times a running request gave its blocks back.", stats.preemptions),
         ("prefix_cache_queries", "Tokens of requests that looked for computed KV blocks.", stats.prefix_cache_queries),
         ("prefix_cache_hits", "Of these, tokens in blocks that were found.", stats.prefix_cache_hits),
+        ("prompt_tokens_cached", "Prompt tokens that were not computed.", stats.prefix_cache_hits),
     ):
         yield _counter(prefix + name, documentation, value, labels)
-    finished = CounterMetricFamily(prefix + "request_success", "Finished requests by reason.", labels=[*names, "finished_reason"])
-    for reason, count in sorted(stats.finished.items()):
-        finished.add_metric([*values, reason], float(count))
-    yield finished
+
+
+def _iteration_tokens(stats: EngineStats, prefix: str, labels: dict[str, str]) -> Metric:
+    family = HistogramMetricFamily(prefix + "iteration_tokens_total", "Tokens computed in an iteration.", labels=list(labels))
+    bounds = [*(str(float(bound)) for bound in ITERATION_TOKENS), "+Inf"]
+    cumulative = (float(count) for count in accumulate(stats.iteration_tokens))
+    family.add_metric(list(labels.values()), list(zip(bounds, cumulative, strict=True)), float(stats.scheduled_tokens))
+    return family
+
+
+def _cache_info(info: EngineInfo, prefix: str, labels: dict[str, str]) -> Metric:
+    """vLLM's labels, and its word for a device's blocks; routers read the block size here."""
+    facts = {
+        "block_size": info.block_size,
+        "num_gpu_blocks": info.num_blocks,
+        "kv_cache_size_tokens": info.block_size * info.num_blocks,
+        "kv_cache_max_concurrency": round(info.block_size * info.num_blocks / info.max_model_len, 2),
+    }
+    family = GaugeMetricFamily(prefix + "cache_config_info", "The KV cache; always 1.", labels=[*labels, *facts])
+    family.add_metric([*labels.values(), *map(str, facts.values())], 1.0)
+    return family
 
 
 def _own_families(stats: EngineStats, labels: dict[str, str]) -> Iterator[Metric]:

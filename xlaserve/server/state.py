@@ -14,8 +14,11 @@ from xlaserve.errors import EngineDeadError, ModelNotFoundError
 from xlaserve.server.engine import Engine
 from xlaserve.server.errors import NotReadyError, ShuttingDownError, shown, without_paths
 from xlaserve.server.metrics import Metrics
+from xlaserve.server.observers import MakeObserver
+from xlaserve.server.request_log import request_log
 from xlaserve.server.responses.store import ResponseStore
 from xlaserve.server.settings import ServerSettings
+from xlaserve.server.tracing import open_tracing
 
 PROGRESS_LINES = 20
 
@@ -23,12 +26,30 @@ Phase = Literal["loading", "ready", "dead", "stopping"]
 
 
 class ServerState:
-    """One per application. Used on the event loop thread, except for `report`."""
+    """One per application. Used on the event loop thread, except for `report`.
+
+    Args:
+        settings: of the HTTP side.
+
+    Raises:
+        ConfigError: traces are asked for, and cannot be made.
+
+    Attributes:
+        metrics: what `/metrics` shows.
+        load: requests in flight that ask for work.
+        observers: make what is told of each generation.
+        idle: set while no request is in flight.
+        created: when it was made, in seconds since 1970.
+    """
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.responses = ResponseStore(settings.max_stored_responses, settings.max_stored_bytes)
+        self.load = 0
+        self.observers: list[MakeObserver] = [request_log(settings.max_log_len)] if settings.log_requests else []
+        if settings.otlp_traces_endpoint is not None:
+            self.observers.append(open_tracing(settings.otlp_traces_endpoint).observer)
         self.idle = asyncio.Event()
         self.idle.set()
         self._engine: Engine | None = None
@@ -85,14 +106,16 @@ class ServerState:
         if name is not None and name != served:
             raise ModelNotFoundError(f"The model {shown(name)} does not exist here; this server serves {served!r}.")
 
-    def enter(self) -> None:
-        """A request has arrived."""
+    def enter(self, *, load: bool) -> None:
+        """A request has arrived; `load`: one that asks for work."""
         self._active += 1
+        self.load += load
         self.idle.clear()
 
-    def leave(self) -> None:
+    def leave(self, *, load: bool) -> None:
         """A request has been answered, or its client has gone."""
         self._active -= 1
+        self.load -= load
         if self._active == 0:
             self.idle.set()
 

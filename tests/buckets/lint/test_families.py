@@ -23,9 +23,9 @@ from xlaserve.buckets.lint.ranges import Range
 from xlaserve.buckets.lint.report import Report
 from xlaserve.buckets.lint.rule import Subject
 from xlaserve.buckets.lint.stablehlo import read_stablehlo
-from xlaserve.buckets.lint.target import TARGETS
 from xlaserve.models.registry import ARCHITECTURES, model_config
 from xlaserve.platforms.neuron import NEURON
+from xlaserve.platforms.neuron_targets import TARGETS
 
 KNOWN = {"N01": "warning", "N15": "warning", "N24": "warning", "N26": "info", "N27": "warning"}
 """Operations in no list (xor, bitcast_convert), gathers by two indices, flattened KV, short chunks, and the JAX that runs the tests."""

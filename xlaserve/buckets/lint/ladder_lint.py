@@ -15,7 +15,7 @@ from xlaserve.buckets.lint.one_device import one_device
 from xlaserve.buckets.lint.report import Report
 from xlaserve.buckets.lint.rule import Facts, Subject
 from xlaserve.buckets.lint.stablehlo import read_stablehlo
-from xlaserve.buckets.lint.target import Target
+from xlaserve.platforms.neuron_targets import Target
 
 _BUILT_IN = ("tiled", "gather")
 _DONATED: dict[UpkeepBucket, tuple[str, ...]] = {SEAT: ("state",), COPY: ("kv",), BLANK: ()}
