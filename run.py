@@ -25,7 +25,8 @@ from urllib.parse import urljoin
 HERE = Path(__file__).resolve().parent
 VENV = HERE / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-SOURCES = ("pyproject.toml", "constraints.txt")
+SIMULATION = "tests/platforms/simulated_neuron/requirements.txt"
+SOURCES = ("pyproject.toml", "constraints.txt", SIMULATION)
 
 
 def main() -> int:
@@ -42,13 +43,16 @@ def main() -> int:
         return run("-m", "xlaserve", command, *rest)
     prepare(".[dev]")
     if command == "test":
+        prepare(SIMULATION, "--no-deps", "-r", SIMULATION)
         return run("-m", "pytest", *rest)
     checks = (("-m", "ruff", "format", "--check", "."), ("-m", "ruff", "check", "."), ("-m", "basedpyright", "--level", "warning"))
     return max([run(*check) for check in checks])
 
 
-def prepare(requirement: str) -> None:
-    """Create `.venv` and install what `requirement` names, unless that is what is there."""
+def prepare(requirement: str, *arguments: str) -> None:
+    """Create `.venv` and install what `requirement` names, unless that is what is there. By default it names this checkout and its extras;
+    `arguments` are pip's for anything else.
+    """
     digest = hashlib.sha256(b"".join((HERE / name).read_bytes() for name in SOURCES) + sys.version.encode()).hexdigest()
     stamp = VENV / "installed.json"
     installed = json.loads(stamp.read_text()) if stamp.is_file() else {}
@@ -62,8 +66,8 @@ def prepare(requirement: str) -> None:
             # Debian keeps ensurepip in a package of its own (python3-venv): take pip itself from the index.
             venv.create(VENV, with_pip=False, clear=True)
             bootstrap_pip()
-    pip = ("-m", "pip", "--disable-pip-version-check", "install", "--quiet", "-c", "constraints.txt", "-e", requirement)
-    if code := run(*pip):
+    what = arguments or ("-c", "constraints.txt", "-e", requirement)
+    if code := run("-m", "pip", "--disable-pip-version-check", "install", "--quiet", *what):
         raise SystemExit(code)
     known = installed["requirements"] if installed.get("digest") == digest else []
     stamp.write_text(json.dumps({"digest": digest, "requirements": sorted({*known, requirement, "."})}))

@@ -60,3 +60,7 @@ class UnsupportedModelError(CheckpointError):
 
 class ArtifactError(XlaserveError):
     """A compiled artifact is missing, damaged or made for something else."""
+
+
+class CompileError(XlaserveError):
+    """The platform's compiler refuses a graph, or fails on it."""

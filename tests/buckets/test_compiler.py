@@ -34,7 +34,7 @@ from xlaserve.buckets.store import GraphStore
 from xlaserve.buckets.targets import target_platform
 from xlaserve.engine.batch import empty_batch
 from xlaserve.engine.seating import seating
-from xlaserve.errors import ArtifactError
+from xlaserve.errors import ArtifactError, CompileError
 from xlaserve.models.checkpoint import open_checkpoint
 from xlaserve.models.registry import model_config
 from xlaserve.platforms.cpu import CPU
@@ -240,6 +240,15 @@ def test_stablehlo_that_the_compiler_refuses_is_traced_again(setup: Setup, tmp_p
     monkeypatch.setattr(compiler_module, "lower_portable", lower_portable)
     for graph in prepare(setup.spec, store, ONE).values():
         assert (graph.source, graph.note) == ("compiled", f"{graph.bucket.name}: stored StableHLO does not compile: unknown op")
+
+
+def test_what_the_compiler_refuses_is_named(setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> object:
+        raise RuntimeError("INTERNAL: no such op\nat line 1")
+
+    monkeypatch.setattr(compiler_module, "lower_portable", lambda *_: SimpleNamespace(compile=refused))
+    with pytest.raises(CompileError, match=r"^Graph \S+ does not compile for cpu: INTERNAL: no such op\nat line 1$"):
+        prepare(setup.spec, make_store(tmp_path / "a", setup.spec), ONE)
 
 
 @pytest.mark.usefixtures("compiled_before")

@@ -28,13 +28,18 @@ def put_tools(folder: Path, monkeypatch: pytest.MonkeyPatch, *, devices: Any, co
     """Have `neuron-ls` list `devices` (text is printed as it is, a number is its exit status, None leaves it out), and `neuronx-cc`
     tell its version. No other tool is on PATH.
     """
+    write_tools(folder, devices=devices, compiler=compiler)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def write_tools(folder: Path, *, devices: Any, compiler: str | None = None) -> None:
+    """The tools of `put_tools`, for whatever PATH."""
     if isinstance(devices, int):
         _put(folder / "neuron-ls", f"import sys\nsys.exit({devices})")
     elif devices is not None:
         _put(folder / "neuron-ls", f"print({(devices if isinstance(devices, str) else json.dumps(devices))!r})")
     if compiler is not None:
         _put(folder / "neuronx-cc", f"print({compiler!r})")
-    monkeypatch.setenv("PATH", str(folder))
 
 
 def _put(path: Path, code: str) -> None:

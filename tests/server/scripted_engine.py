@@ -75,6 +75,7 @@ class ScriptedStream:
         if engine.token_seconds:
             await asyncio.sleep(engine.token_seconds)
         if self.produced == engine.pause_after:
+            engine.loop = asyncio.get_running_loop()
             engine.paused.set()
             await engine.go_on.wait()
         if self.aborted or self.produced == self._total:
@@ -146,6 +147,9 @@ class ScriptedEngine:
             num_blocks=10,
             default_sampling={},
             plan=self.plan,
+            platform="scripted",
+            device="script",
+            dtype="text",
         )
         self.healthy = True
         self.errored: BaseException | None = None
@@ -159,6 +163,7 @@ class ScriptedEngine:
         self.fail_after = 0
         self.pause_after = -1
         self.token_seconds = 0.0
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.go_on = asyncio.Event()
         self.paused = threading.Event()
         self.aborted = threading.Event()
@@ -173,6 +178,11 @@ class ScriptedEngine:
         self.running.add(stream)
         self.submitted.append(stream)
         return stream
+
+    def let_go(self) -> None:
+        """From another thread: what waits goes on."""
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(self.go_on.set)
 
     def stats(self) -> EngineStats:
         return EngineStats(
@@ -225,6 +235,12 @@ class ScriptedEngine:
     async def trace(self) -> dict[str, Any]:
         await self._call("trace")
         return {"traceEvents": []}
+
+    async def start_profile(self, directory: str) -> None:
+        await self._call("start_profile", directory)
+
+    async def stop_profile(self) -> None:
+        await self._call("stop_profile")
 
     async def _call(self, *call: object) -> None:
         if self.refusal is not None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -76,11 +76,18 @@ def assert_gone(pid: int) -> None:
 
 
 @contextmanager
-def serving(model: object, *arguments: str, command: Sequence[str] = COMMAND) -> Generator[Served]:
+def serving(
+    model: object,
+    *arguments: str,
+    command: Sequence[str] = COMMAND,
+    sizes: Sequence[str] = FLAGS,
+    environment: Mapping[str, str] | None = None,
+) -> Generator[Served]:
     """Serve until the block ends; no process outlives it."""
     with subprocess.Popen(
-        [*command, "serve", "--port=0", str(model), *FLAGS, *arguments],
+        [*command, "serve", "--port=0", str(model), *sizes, *arguments],
         cwd=ROOT,
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -22,6 +22,7 @@ from tests.server.live import TIMEOUT, Live, live_server
 from tests.server.served import Served
 from tests.server.served import serving as serving_processes
 from tests.server.sse import endings, events, logprobs, texts
+from tests.server.strict import sent
 from tests.server.test_bad_input import assert_error
 from xlaserve import AsyncLLM
 
@@ -230,6 +231,40 @@ def test_disconnecting_frees_the_blocks(tiny: Served, stream: bool) -> None:
             tiny.client.post(CHAT, json=body, timeout=0.02)
     assert_becomes_idle(tiny)
     assert metric(tiny, "xlaserve:generation_tokens_total") - before < 8 * 200
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 0}, {"seed": 3, "top_logprobs": 2}, {"seed": 4, "ignore_eos": True}])
+def test_streamed_response_equals_whole(tiny: Served, fields: dict[str, Any]) -> None:
+    body = {"input": "hello there", "max_output_tokens": 40, **fields}
+    whole = tiny.client.post("/v1/responses", json=body).json()
+    told = sent(tiny.client.post("/v1/responses", json={**body, "stream": True}))
+    last = told[-1][1]["response"]
+    assert (last["status"], last["usage"]["output_tokens"]) == (whole["status"], whole["usage"]["output_tokens"])
+    (part,), streamed = whole["output"][0]["content"], last["output"][0]["content"][0]
+    assert streamed["text"] == part["text"] == "".join(data["delta"] for name, data in told if name == "response.output_text.delta")
+    deltas = [found for name, data in told if name == "response.output_text.delta" for found in data["logprobs"]]
+    assert deltas == streamed["logprobs"]
+    assert alike(deltas, part["logprobs"])
+    assert bool(deltas) == ("top_logprobs" in fields)
+
+
+def test_streamed_message_equals_whole(tiny: Served) -> None:
+    body = {"messages": HELLO["messages"], "max_tokens": 30, "seed": 5}
+    whole = tiny.client.post("/v1/messages", json=body).json()
+    told = sent(tiny.client.post("/v1/messages", json={**body, "stream": True}))
+    assert "".join(data["delta"]["text"] for name, data in told if name == "content_block_delta") == whole["content"][0]["text"]
+    assert told[-2][1]["usage"]["output_tokens"] == whole["usage"]["output_tokens"]
+    assert told[-2][1]["delta"]["stop_reason"] == whole["stop_reason"]
+
+
+def test_cancelling_frees_the_blocks(tiny: Served) -> None:
+    body = {"input": "hello", "background": True, "ignore_eos": True}
+    made = [tiny.client.post("/v1/responses", json=body).json()["id"] for _ in range(6)]
+    for response_id in made[:3]:
+        assert tiny.client.post(f"/v1/responses/{response_id}/cancel").json()["status"] in ("cancelled", "incomplete")
+    for response_id in made[3:]:
+        assert tiny.client.delete(f"/v1/responses/{response_id}").status_code == 200
+    assert_becomes_idle(tiny)
 
 
 def test_a_mixed_crowd_gets_what_each_would_get_alone_and_nothing_compiles(tiny: Served) -> None:

@@ -23,7 +23,7 @@ from xlaserve.buckets.graphs import GraphSpec, entry, results
 from xlaserve.buckets.ladder import Bucket, ContextBucket, Ladder, UpkeepBucket
 from xlaserve.buckets.portable import export, lower_portable
 from xlaserve.buckets.store import GraphStore, Verdict, executable_digest
-from xlaserve.errors import ArtifactError
+from xlaserve.errors import ArtifactError, CompileError
 from xlaserve.platforms.platform import Device, Family
 
 Executable = Callable[..., Any]
@@ -151,7 +151,10 @@ class Compiler:
         else:
             source = "compiled"
             content = export(self._spec, bucket, self._jax_name)
-            compiled = self._compile(content, bucket)
+            try:
+                compiled = self._compile(content, bucket)
+            except RuntimeError as error:
+                raise CompileError(f"Graph {bucket.name} does not compile for {self._jax_name}: {error}") from error
         seconds = time.monotonic() - began
         digest = "" if self._cache is None else self._keep(self._cache, bucket, content, compiled, seconds, notes)
         return Graph(bucket, compiled, source, seconds, digest, "; ".join(notes) or None)

@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from xlaserve.errors import ArtifactError
@@ -51,7 +52,7 @@ def _load(name: str, content: bytes, arguments: tuple[Any, ...], results: Any, d
 
     devices = xla_client.DeviceList((device,))
     try:
-        executable: Any = device.client.deserialize_executable(content, executable_devices=devices)
+        executable: Any = device.client.deserialize_executable(content, executable_devices=devices, compile_options=_placed_on(device))
     except (RuntimeError, ValueError) as error:  # JaxRuntimeError is a RuntimeError
         raise ArtifactError(f"the platform does not load it: {first_line(error)}") from error
     layouts_in = [Layout.from_pjrt_layout(layout) for layout in executable.get_parameter_layouts()]
@@ -94,6 +95,18 @@ def _load(name: str, content: bytes, arguments: tuple[Any, ...], results: Any, d
     unloaded = UnloadedMeshExecutable(**{field: value for field, value in known.items() if field in wanted})
     tree = jax.tree.structure((arguments, {}))
     return jax.stages.Compiled(unloaded.load(), [], jax.tree.unflatten(tree, taken), jax.tree.structure(results), no_kwargs=True)
+
+
+def _placed_on(*devices: Device) -> Any:
+    """Options that load an executable onto these devices, one for each of its partitions. Its bytes name those that it was compiled for,
+    and clients take these where no others are named.
+    """
+    from jax._src.lib import xla_client  # pyright: ignore[reportPrivateImportUsage]
+
+    options: Any = xla_client.CompileOptions()
+    options.num_partitions = len(devices)
+    options.device_assignment = xla_client.DeviceAssignment.create(np.array([[device.id for device in devices]], np.int32))
+    return options
 
 
 def memory(compiled: jax.stages.Compiled) -> dict[str, int]:

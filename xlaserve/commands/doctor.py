@@ -67,8 +67,9 @@ PROBE_SECONDS = 60
 # Run in a process of its own: a broken plugin may crash or hang, and doctor must still report.
 _PROBE = """
 import json, jax
+from jax.extend.backend import backends
 devices = []
-for device in jax.devices():
+for device in (device for name in sorted(backends(), key=jax.default_backend().__ne__) for device in jax.devices(name)):
     memory = {}
     try:
         memory = device.memory_stats() or {}

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from xlaserve.commands.engine_flags import size
@@ -61,9 +62,11 @@ def server_settings(args: argparse.Namespace, environ: Mapping[str, str] = os.en
         log_requests=args.enable_log_requests,
         max_log_len=args.max_log_len,
         otlp_traces_endpoint=args.otlp_traces_endpoint,
+        max_stored_responses=args.max_stored_responses,
+        max_stored_bytes=args.max_stored_bytes,
         page=args.page,
         dev_endpoints=args.dev_endpoints,
-        profile_dir=args.profile_dir,
+        profile_dir=None if args.profile_dir is None else str(Path(args.profile_dir).expanduser().resolve()),
     )
 
 
@@ -79,6 +82,11 @@ def _add_listening(group: Any) -> None:
     )
     group.add_argument(
         "--send-timeout", type=_seconds, default=60.0, metavar="S", help="seconds a client may leave its stream unread (default: 60)"
+    )
+    stored = "responses of /v1/responses kept in memory (default: 1024)"
+    group.add_argument("--max-stored-responses", type=_count, default=1024, metavar="N", help=stored)
+    group.add_argument(
+        "--max-stored-bytes", type=size, default=256 * 1024**2, metavar="BYTES", help="most memory that they take (default: 256M)"
     )
     group.add_argument("--no-ui", dest="page", action="store_false", help="no page at / for browsers")
     dev = "let clients pause the engine, put it to sleep, profile it, and read its trace: for trusted networks only"
@@ -171,7 +179,7 @@ def _port(text: str) -> int:
 
 
 def _count(text: str) -> int:
-    if not text.isascii() or not text.isdecimal():
+    if not text.isascii() or not text.isdecimal() or len(text) > 9:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 

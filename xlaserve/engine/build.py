@@ -96,6 +96,9 @@ class Plan:
             default_sampling={name: stored[name] for name in names if isinstance(stored.get(name), int | float)},
             plan=self.describe(),
             scores_prompts=self.platform.branches,
+            platform=self.platform.name,
+            device=self.platform.devices()[0].device_kind,
+            dtype=self.limits.dtype,
         )
 
 
@@ -179,6 +182,7 @@ def compile_graphs(
     Raises:
         ConfigError: a graph needs more memory than the device has beside everything else.
         ArtifactError: a graph would have to be compiled, which is not allowed.
+        CompileError: the platform's compiler does not take a graph.
     """
     compiler = Compiler(
         plan.spec,

@@ -77,6 +77,66 @@ class ChatCompletion(BaseModel):
     usage: Usage
 
 
+class ResponseObject(BaseModel):
+    """The answer of /v1/responses, and of what asks for a response later."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+    background: bool
+    completed_at: int | None
+    error: dict[str, str] | None
+    incomplete_details: dict[str, str] | None
+    model: str
+    output: list[dict[str, Any]]
+    previous_response_id: str | None
+    usage: dict[str, Any] | None
+
+
+class ItemList(BaseModel):
+    """The answer of /v1/responses/{response_id}/input_items."""
+
+    object: Literal["list"]
+    data: list[dict[str, Any]]
+    first_id: str
+    last_id: str
+    has_more: bool
+
+
+class AnthropicErrorDetail(BaseModel):
+    """What is wrong: Anthropic's type, and a sentence."""
+
+    type: str
+    message: str
+
+
+class AnthropicError(BaseModel):
+    """The shape of all errors under /v1/messages."""
+
+    type: Literal["error"]
+    error: AnthropicErrorDetail
+
+
+class Message(BaseModel):
+    """The answer of /v1/messages."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[dict[str, Any]]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
+    stop_sequence: str | None
+    usage: dict[str, Any]
+
+
+class MessageTokens(BaseModel):
+    """The answer of /v1/messages/count_tokens."""
+
+    input_tokens: int
+
+
 class Model(BaseModel):
     """A served model, with OpenAI's and vLLM's fields."""
 
@@ -116,6 +176,20 @@ class Version(BaseModel):
     """The answer of /version."""
 
     version: str
+
+
+class Load(BaseModel):
+    """The answer of /load."""
+
+    server_load: int
+
+
+class ModelInfo(BaseModel):
+    """The answer of /model_info."""
+
+    model_path: str
+    tokenizer_path: str
+    is_generation: bool
 
 
 class Readiness(BaseModel):

@@ -12,16 +12,36 @@ from starlette.responses import Response
 
 from xlaserve import __version__
 from xlaserve.errors import XlaserveError
-from xlaserve.server import control, operations, tokenize
-from xlaserve.server.answer_models import ChatCompletion, Completion, Model, ModelList, Readiness, Text, Tokens, Version
+from xlaserve.server import control, operations, server_info, tokenize
+from xlaserve.server.answer_models import (
+    AnthropicError,
+    ChatCompletion,
+    Completion,
+    ItemList,
+    Load,
+    Message,
+    MessageTokens,
+    Model,
+    ModelInfo,
+    ModelList,
+    Readiness,
+    ResponseObject,
+    Text,
+    Tokens,
+    Version,
+)
+from xlaserve.server.anthropic import endpoints as anthropic
+from xlaserve.server.anthropic.protocol import CountTokens, CreateMessage
 from xlaserve.server.auth import ApiKeys
 from xlaserve.server.chat import create_chat_completion
 from xlaserve.server.completions import create_completion
-from xlaserve.server.errors import answer_error
+from xlaserve.server.errors import ANTHROPIC_OVERLOADED, answer_error
 from xlaserve.server.middleware import RequestScope
 from xlaserve.server.page import PATHS, page
 from xlaserve.server.pooling import refuse_pooling
 from xlaserve.server.protocol import ChatCompletionRequest, CompletionRequest
+from xlaserve.server.responses import endpoints as responses
+from xlaserve.server.responses.protocol import CreateResponse
 from xlaserve.server.routes import GENERATES, NEEDS_ENGINE, Route, document
 from xlaserve.server.state import ServerState
 
@@ -29,6 +49,18 @@ from xlaserve.server.state import ServerState
 _ROUTES = (
     Route("POST", "/v1/completions", create_completion, CompletionRequest, Completion, events=True, statuses=GENERATES),
     Route("POST", "/v1/chat/completions", create_chat_completion, ChatCompletionRequest, ChatCompletion, events=True, statuses=GENERATES),
+    Route("POST", "/v1/responses", responses.create_response, CreateResponse, ResponseObject, events=True, statuses=GENERATES),
+    Route("POST", "/v1/responses/input_tokens", responses.count_input_tokens, CreateResponse, statuses=(*NEEDS_ENGINE, 404)),
+    Route("GET", "/v1/responses/{response_id}", responses.get_response, answer=ResponseObject, events=True,
+          query={"stream": ("true", "false"), "starting_after": ()}, statuses=(404,)),
+    Route("DELETE", "/v1/responses/{response_id}", responses.delete_response, statuses=(404,)),
+    Route("POST", "/v1/responses/{response_id}/cancel", responses.cancel_response, answer=ResponseObject, statuses=(400, 404)),
+    Route("GET", "/v1/responses/{response_id}/input_items", responses.list_input_items, answer=ItemList,
+          query={"limit": (), "order": ("asc", "desc"), "after": ()}, statuses=(404,)),
+    Route("POST", "/v1/messages", anthropic.create_message, CreateMessage, Message, events=True, error=AnthropicError,
+          statuses=(*GENERATES, ANTHROPIC_OVERLOADED)),
+    Route("POST", "/v1/messages/count_tokens", anthropic.count_tokens, CountTokens, MessageTokens, error=AnthropicError,
+          statuses=(*NEEDS_ENGINE, 404)),
     Route("POST", "/tokenize", tokenize.tokenize, tokenize.TokenizeRequest, Tokens, statuses=(*NEEDS_ENGINE, 404)),
     Route("POST", "/detokenize", tokenize.detokenize, tokenize.DetokenizeRequest, Text, statuses=(*NEEDS_ENGINE, 404)),
     *(Route("POST", path, refuse_pooling, answer=None, statuses=(*NEEDS_ENGINE, 400)) for path in (
@@ -39,6 +71,9 @@ _ROUTES = (
     Route("GET", "/ping", operations.health, answer=None, alike=(503,), guarded=False),
     Route("GET", "/ready", operations.ready, answer=Readiness, alike=(503,), guarded=False),
     Route("GET", "/version", operations.version, answer=Version, guarded=False),
+    Route("GET", "/load", server_info.load, answer=Load),
+    *(Route("GET", path, server_info.server_info, statuses=NEEDS_ENGINE) for path in ("/server_info", "/get_server_info")),
+    *(Route("GET", path, server_info.model_info, answer=ModelInfo, statuses=NEEDS_ENGINE) for path in ("/model_info", "/get_model_info")),
     Route("GET", "/engine", operations.engine, statuses=NEEDS_ENGINE),
     Route("GET", "/metrics", operations.metrics, answer="text/plain"),
 )
@@ -50,6 +85,8 @@ _DEV = (
     Route("POST", "/wake_up", control.wake_up, answer=None, statuses=(*NEEDS_ENGINE, 400)),
     Route("GET", "/is_sleeping", control.is_sleeping, statuses=(*NEEDS_ENGINE, 400)),
     Route("POST", "/reset_prefix_cache", control.reset_prefix_cache, answer=None, statuses=(*NEEDS_ENGINE, 400)),
+    Route("POST", "/start_profile", control.start_profile, answer=None, statuses=(*NEEDS_ENGINE, 400, 409)),
+    Route("POST", "/stop_profile", control.stop_profile, answer=None, statuses=(*NEEDS_ENGINE, 400, 409)),
     Route("GET", "/trace", control.trace, statuses=(*NEEDS_ENGINE, 400)),
 )
 # fmt: on

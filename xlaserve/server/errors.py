@@ -1,4 +1,4 @@
-"""The one place where an exception becomes an HTTP answer, in OpenAI's shape: {"error": {message, type, param, code}}.
+"""The one place where an exception becomes an HTTP answer: {"error": {message, type, param, code}}, or as Anthropic's clients want it.
 
 Nothing that leaves through here holds a traceback, and messages about the server's own failures hold no file paths.
 """
@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Scope
 
 from xlaserve.errors import (
     CallFailedError,
@@ -42,11 +43,29 @@ _JSON_TYPES = {
     "model_type": "an object",
     "string_type": "a string",
 }
+# https://docs.anthropic.com/en/api/errors
+ANTHROPIC_OVERLOADED = 529
+_ANTHROPIC_PATHS = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+}
 _ABSOLUTE_FOLDER = re.compile(r"(?<![\w:/.])(?:[A-Za-z]:)?[/\\](?:[\w.+@~ -]+[/\\])+")
 
 
 class ContextLengthError(InvalidRequestError):
     """The prompt, or the prompt with the tokens asked for, is longer than the model's context."""
+
+
+class PreviousResponseNotFoundError(InvalidRequestError):
+    """The response that a request wants to continue is not there."""
+
+
+class ResponseNotFoundError(XlaserveError):
+    """A response that was asked for by its id is not there."""
 
 
 class UnsupportedByModelError(XlaserveError):
@@ -87,13 +106,29 @@ class Problem:
 
     def payload(self) -> bytes:
         """The JSON body, also the data of an error event in a stream."""
-        message = self.message if len(self.message) <= MAX_MESSAGE_CHARS else self.message[:MAX_MESSAGE_CHARS] + "..."
-        message = message.encode("utf-8", "replace").decode("utf-8")
-        return orjson.dumps({"error": {"message": message, "type": self.kind, "param": self.param, "code": self.code}})
+        return orjson.dumps({"error": {"message": self._bounded_message(), "type": self.kind, "param": self.param, "code": self.code}})
+
+    def anthropic_payload(self) -> bytes:
+        """The same in the shape of Anthropic's API."""
+        return orjson.dumps({"type": "error", "error": {"type": self._anthropic()[1], "message": self._bounded_message()}})
+
+    def anthropic_response(self) -> Response:
+        """The whole HTTP answer in the shape of Anthropic's API, which has a status of its own for overload."""
+        status = self._anthropic()[0]
+        return Response(self.anthropic_payload(), status_code=status, headers=dict(self.headers), media_type="application/json")
 
     def response(self) -> Response:
         """The whole HTTP answer."""
         return Response(self.payload(), status_code=self.status, headers=dict(self.headers), media_type="application/json")
+
+    def _bounded_message(self) -> str:
+        message = self.message if len(self.message) <= MAX_MESSAGE_CHARS else self.message[:MAX_MESSAGE_CHARS] + "..."
+        return message.encode("utf-8", "replace").decode("utf-8")
+
+    def _anthropic(self) -> tuple[int, str]:
+        if self.code == "overloaded":
+            return ANTHROPIC_OVERLOADED, "overloaded_error"
+        return self.status, _ANTHROPIC_TYPES.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
 
 
 def problem_of(error: BaseException) -> Problem:
@@ -101,12 +136,16 @@ def problem_of(error: BaseException) -> Problem:
     match error:
         case ContextLengthError():
             return Problem(400, str(error), "invalid_request_error", error.field, "context_length_exceeded")
+        case PreviousResponseNotFoundError():
+            return Problem(400, str(error), "invalid_request_error", error.field, "previous_response_not_found")
         case InvalidRequestError():
             return Problem(400, str(error), "invalid_request_error", error.field, "invalid_value")
         case ValidationError():
             return _invalid_field(error)
         case ModelNotFoundError():
             return Problem(404, str(error), "invalid_request_error", "model", "model_not_found")
+        case ResponseNotFoundError():
+            return Problem(404, str(error), "invalid_request_error", "response_id", "response_not_found")
         case UnsupportedByModelError():
             return Problem(400, str(error), "invalid_request_error", "model", "unsupported_by_model")
         case OverloadedError():
@@ -132,15 +171,29 @@ def problem_of(error: BaseException) -> Problem:
             )
 
 
+def answer_problem(problem: Problem, path: str) -> Response:
+    """The HTTP answer, in the shape of the API that the path belongs to."""
+    return problem.anthropic_response() if path.startswith(_ANTHROPIC_PATHS) else problem.response()
+
+
+def path_of(scope: Scope) -> str:
+    """The path of a request, without what a proxy in front has taken off."""
+    return scope["path"].removeprefix(scope.get("root_path", ""))
+
+
 async def answer_error(request: Request, error: Exception) -> Response:
     """Starlette's exception handler for every type."""
+    return answer_problem(_problem_at(request, error), path_of(request.scope))
+
+
+def _problem_at(request: Request, error: Exception) -> Problem:
     if isinstance(error, HTTPException) and error.status_code == HTTPStatus.NOT_FOUND:
-        return Problem(404, f"There is nothing at {request.url.path}.", "invalid_request_error", None, "not_found").response()
+        return Problem(404, f"There is nothing at {request.url.path}.", "invalid_request_error", None, "not_found")
     if isinstance(error, HTTPException) and error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = ", ".join(sorted(_methods(request)))
         message = f"{request.method} is not allowed at {request.url.path}: use {allowed}."
-        return Problem(405, message, "invalid_request_error", None, "method_not_allowed", {"Allow": allowed}).response()
-    return problem_of(error).response()
+        return Problem(405, message, "invalid_request_error", None, "method_not_allowed", {"Allow": allowed})
+    return problem_of(error)
 
 
 def without_paths(text: str) -> str:

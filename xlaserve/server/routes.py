@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from xlaserve.server.answer_models import ErrorAnswer
+from xlaserve.server.errors import ANTHROPIC_OVERLOADED
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -48,9 +49,10 @@ class Route:
         body: what it reads as JSON; brings 400, 413 and 415.
         answer: what it gives with a 200: a model for JSON, a media type, or None for an empty body.
         events: whether it gives server-sent events where the body's `stream` is true.
-        query: names and allowed values of parameters in the query, none of which is required.
+        query: names and allowed values of parameters in the query, none of which is required; no values where they cannot be listed.
         alike: further statuses whose answers look like that with a 200.
         statuses: errors that it answers with.
+        error: the shape of the errors.
         guarded: whether an API key is needed where the server has one, which brings 401.
     """
 
@@ -63,6 +65,7 @@ class Route:
     query: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     alike: tuple[int, ...] = ()
     statuses: tuple[int, ...] = ()
+    error: type[BaseModel] = ErrorAnswer
     guarded: bool = True
 
     def add_to(self, app: FastAPI) -> None:
@@ -82,7 +85,7 @@ class Route:
     def _responses(self) -> dict[int | str, dict[str, Any]]:
         statuses = {*self.statuses, *(_READS if self.body else ()), *((400,) if self.query else ()), *((401,) if self.guarded else ())}
         errors: dict[int | str, dict[str, Any]] = {
-            status: {"model": ErrorAnswer, "description": HTTPStatus(status).phrase} for status in sorted(statuses)
+            status: {"model": self.error, "description": _phrase(status)} for status in sorted(statuses)
         }
         content: dict[str, Any] = {}
         if isinstance(self.answer, str):
@@ -91,12 +94,12 @@ class Route:
             content[JSON] = {"schema": _reference(self.answer)}
         if self.events:
             content[EVENTS] = {"schema": _EVENT}
-        own = {status: {"description": HTTPStatus(status).phrase, "content": content} for status in (200, *self.alike)}
+        own = {status: {"description": _phrase(status), "content": content} for status in (200, *self.alike)}
         return {**own, **errors}
 
     def _request(self) -> dict[str, Any]:
         parameters: list[dict[str, Any]] = [
-            {"name": name, "in": "query", "required": False, "schema": {"type": "string", "enum": list(values)}}
+            {"name": name, "in": "query", "required": False, "schema": {"type": "string", **({"enum": list(values)} if values else {})}}
             for name, values in self.query.items()
         ]
         for piece in self.path.split("/"):
@@ -120,6 +123,10 @@ def document(app: FastAPI, routes: Sequence[Route]) -> dict[str, Any]:
                 schemas.update(schema.pop("$defs", {}))
                 schemas[model.__name__] = schema
     return content
+
+
+def _phrase(status: int) -> str:
+    return "Overloaded" if status == ANTHROPIC_OVERLOADED else HTTPStatus(status).phrase
 
 
 def _reference(model: type[BaseModel]) -> dict[str, str]:

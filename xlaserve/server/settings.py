@@ -60,6 +60,8 @@ class ServerSettings:
         log_requests: whether every generation is a line in the log, with its parameters.
         max_log_len: characters of the prompt in such a line.
         otlp_traces_endpoint: URL of an OpenTelemetry collector that gets a span of every generation.
+        max_stored_responses: most finished responses of /v1/responses that are kept to be fetched or continued; 0 keeps none.
+        max_stored_bytes: most bytes that they hold together.
         page: whether browsers get a page at `/`.
         dev_endpoints: whether clients may pause the engine, put it to sleep, and look into it.
         profile_dir: where profiles go that clients may start with `dev_endpoints`.
@@ -80,6 +82,8 @@ class ServerSettings:
     log_requests: bool = False
     max_log_len: int = 0
     otlp_traces_endpoint: str | None = None
+    max_stored_responses: int = 1024
+    max_stored_bytes: int = 256 * 1024 * 1024
     page: bool = True
     dev_endpoints: bool = False
     profile_dir: str | None = None

@@ -16,6 +16,7 @@ from xlaserve.server.errors import NotReadyError, ShuttingDownError, shown, with
 from xlaserve.server.metrics import Metrics
 from xlaserve.server.observers import MakeObserver
 from xlaserve.server.request_log import request_log
+from xlaserve.server.responses.store import ResponseStore
 from xlaserve.server.settings import ServerSettings
 from xlaserve.server.tracing import open_tracing
 
@@ -36,6 +37,7 @@ class ServerState:
     Attributes:
         metrics: what `/metrics` shows.
         load: requests in flight that ask for work.
+        responses: of /v1/responses, finished ones.
         observers: make what is told of each generation.
         idle: set while no request is in flight.
         created: when it was made, in seconds since 1970.
@@ -48,6 +50,7 @@ class ServerState:
         self.observers: list[MakeObserver] = [request_log(settings.max_log_len)] if settings.log_requests else []
         if settings.otlp_traces_endpoint is not None:
             self.observers.append(open_tracing(settings.otlp_traces_endpoint).observer)
+        self.responses = ResponseStore(settings.max_stored_responses, settings.max_stored_bytes)
         self.idle = asyncio.Event()
         self.idle.set()
         self._engine: Engine | None = None
@@ -104,13 +107,13 @@ class ServerState:
         if name is not None and name != served:
             raise ModelNotFoundError(f"The model {shown(name)} does not exist here; this server serves {served!r}.")
 
-    def enter(self, *, load: bool) -> None:
+    def enter(self, *, load: bool = True) -> None:
         """A request has arrived; `load`: one that asks for work."""
         self._active += 1
         self.load += load
         self.idle.clear()
 
-    def leave(self, *, load: bool) -> None:
+    def leave(self, *, load: bool = True) -> None:
         """A request has been answered, or its client has gone."""
         self._active -= 1
         self.load -= load
