@@ -296,12 +296,12 @@ def judge(soak: Soak, probes: int) -> None:
 
 
 @contextmanager
-def serving(model: str, log: Path, command: Sequence[str]) -> Generator[tuple[int, dict[str, int]]]:
+def serving(model: str, log: Path, command: Sequence[str], flags: Sequence[str] = FLAGS) -> Generator[tuple[int, dict[str, int]]]:
     """A server and its engine until the block ends: the port, and the two process ids."""
     with (
         log.open("wb") as errors,
         subprocess.Popen(
-            [*command, "serve", "--port=0", *FLAGS, model], stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+            [*command, "serve", "--port=0", *flags, model], stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
         ) as process,
     ):
         try:

@@ -16,6 +16,9 @@ import pytest
 
 from tests.tooling.tiny_models import write_tiny
 
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
+"""Before JAX starts, for tests that split a model over devices; all others use the first one."""
+
 _FINDINGS = pytest.StashKey[list[str]]()
 
 TINY_ENGINE: dict[str, Any] = {"max_model_len": 256, "max_num_seqs": 8, "max_num_batched_tokens": 64, "num_blocks": 129}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -35,15 +36,24 @@ class AsyncLLM(ScriptedEngine):
         self.model_name = options["served_model_name"] or model or "demo"
 
 
-async def start_engine(config: EngineConfig, progress: Callable[[str], None]) -> AsyncLLM:
+async def start_engine(config: EngineConfig, progress: Callable[[str], None], _spawned: None) -> AsyncLLM:
     engine = AsyncLLM(config.model, progress=progress, max_model_len=config.max_model_len, served_model_name=config.served_model_name)
     if config.model == "slow":
         await asyncio.Event().wait()
     return engine
 
 
+def spawn_engine() -> AbstractContextManager[None]:
+    """A scripted engine has no process."""
+    return nullcontext()
+
+
 if __name__ == "__main__":
-    for module, name in (("xlaserve.engine.async_llm", AsyncLLM), ("xlaserve.engine.engine_process", start_engine)):
+    for module, name in (
+        ("xlaserve.engine.async_llm", AsyncLLM),
+        ("xlaserve.engine.engine_process", start_engine),
+        ("xlaserve.engine.engine_spawn", spawn_engine),
+    ):
         stand_in = ModuleType(module)
         stand_in.__dict__[name.__name__] = name
         sys.modules[module] = stand_in

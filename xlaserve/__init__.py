@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from xlaserve.engine.outputs import RequestOutput as RequestOutput
     from xlaserve.sampling.beam_search import BeamSearchParams as BeamSearchParams
     from xlaserve.sampling.params import SamplingParams as SamplingParams
+    from xlaserve.sampling.structured import StructuredOutput as StructuredOutput
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ _PUBLIC = {
     "Logprob": "xlaserve.engine.outputs",
     "RequestOutput": "xlaserve.engine.outputs",
     "SamplingParams": "xlaserve.sampling.params",
+    "StructuredOutput": "xlaserve.sampling.structured",
 }
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "Logprob",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutput",
     "__version__",
 ]
 

@@ -21,15 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from xlaserve.buckets import _compat, executable, keys
 from xlaserve.buckets import compiler as compiler_module
-from xlaserve.buckets import executable, keys
 from xlaserve.buckets.compile_events import COMPILE_EVENTS
 from xlaserve.buckets.compiler import Compiler, Graph, collect, export_all
 from xlaserve.buckets.directories import load
-from xlaserve.buckets.graphs import GraphSpec, entry, lower, results
+from xlaserve.buckets.graphs import GraphSpec, entry, lower
 from xlaserve.buckets.keys import machine_key, program_key
 from xlaserve.buckets.ladder import BLANK, COPIES, COPY, SEAT, Bucket, ContextBucket, Ladder, UpkeepBucket, make_ladder
-from xlaserve.buckets.layout import row_width
+from xlaserve.buckets.layout import mask_width, row_width
 from xlaserve.buckets.store import GraphStore
 from xlaserve.buckets.targets import target_platform
 from xlaserve.engine.batch import empty_batch
@@ -60,7 +60,7 @@ def device() -> jax.Device:
 
 def prepare(spec: GraphSpec, store: GraphStore | None, ladder: Ladder = LADDER, **options: Any) -> dict[Bucket | UpkeepBucket, Graph]:
     done: list[int] = []
-    compiler = Compiler(spec, "cpu", device(), store, threads=2, **options)
+    compiler = Compiler(spec, "cpu", [device()], store, threads=2, **options)
     graphs = collect(compiler.start(ladder), lambda _graph, count: done.append(count))
     assert done == list(range(1, len(ladder.graphs) + 1))
     assert set(graphs) == set(ladder.graphs)
@@ -112,7 +112,7 @@ def test_the_second_preparation_loads_and_compiles_nothing(setup: Setup) -> None
             batch = empty_batch(bucket, 2)
             batch[0, 0] = 1
             batch[0, row_width(bucket) - bucket.width] = 3
-            kv, state, output = run(params, kv, state, batch)
+            kv, state, output = run(params, kv, state, batch, mask(bucket, setup))
             results.append([np.asarray(x) for x in (*kv, *state, *output)])
         assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True)), bucket.name
     seatings = seating(
@@ -211,13 +211,13 @@ def test_stablehlo_that_cannot_be_used_is_traced_again_with_a_note(case: str, se
         wanted = "sha256"
     elif case == "no StableHLO":
         store.save(GENERATE.name, stablehlo=b"whole, but no StableHLO")
-        wanted = f"{GENERATE.name}: stored StableHLO is no exported StableHLO that JAX"
+        wanted = f"{GENERATE.name}: stored StableHLO: it is none that JAX"
     elif case == "another graph's":
         store.save(GENERATE.name, stablehlo=store.stablehlo(SEAT.name))
-        wanted = f"{GENERATE.name}: stored StableHLO its arguments are not this graph's"
+        wanted = f"{GENERATE.name}: stored StableHLO: its arguments are not this graph's"
     else:
         store.save(GENERATE.name, stablehlo=compiler_module.export(setup.spec, GENERATE, "cuda"))
-        wanted = f"{GENERATE.name}: stored StableHLO JAX does not take it"
+        wanted = f"{GENERATE.name}: stored StableHLO: JAX does not take it"
     graph = prepare(setup.spec, store, ONE)[GENERATE]
     assert graph.source == "compiled"
     assert graph.note is not None
@@ -239,7 +239,7 @@ def test_stablehlo_that_the_compiler_refuses_is_traced_again(setup: Setup, tmp_p
 
     monkeypatch.setattr(compiler_module, "lower_portable", lower_portable)
     for graph in prepare(setup.spec, store, ONE).values():
-        assert (graph.source, graph.note) == ("compiled", f"{graph.bucket.name}: stored StableHLO does not compile: unknown op")
+        assert (graph.source, graph.note) == ("compiled", f"{graph.bucket.name}: stored StableHLO: does not compile: unknown op")
 
 
 def test_what_the_compiler_refuses_is_named(setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,34 +338,35 @@ def test_loading_reads_no_pickle(setup: Setup, monkeypatch: pytest.MonkeyPatch) 
 
 def test_results_are_what_graphs_give(setup: Setup) -> None:
     """Loading relies on shapes that nobody traces."""
-    for spec in (setup.spec, replace(setup.spec, branches=False, attention="gather")):
+    others = ({"branches": False, "attention": "gather"}, {"tensor_parallel_size": 2}, {"tensor_parallel_size": 4})
+    for spec in (setup.spec, *(replace(setup.spec, **other) for other in others)):
         for bucket in LADDER.graphs:
-            function, arguments, _ = entry(spec, bucket)
+            function, arguments, told, _ = entry(spec, bucket)
             traced = jax.eval_shape(function, *arguments)
-            told = results(spec, bucket)
             assert jax.tree.structure(told) == jax.tree.structure(traced)
             assert [(a.shape, a.dtype) for a in jax.tree.leaves(told)] == [(a.shape, a.dtype) for a in jax.tree.leaves(traced)]
 
 
 def test_jax_still_builds_executables_of_the_fields_that_are_known(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`xlaserve.buckets.executable` rests on one private class of JAX; a field that it does not know must be an error that says so."""
+    """`xlaserve.buckets._compat` knows the fields of one private class of JAX; one that it does not know must be an error that says so."""
     from jax._src.interpreters import pxla
 
-    arguments = entry(setup.spec, SEAT).arguments
+    graph = entry(setup.spec, SEAT)
     content = setup.store.executable(SEAT.name)
     assert content is not None
-    assert executable.load("seat", content, arguments, results(setup.spec, SEAT), device())
+    assert executable.load("seat", content, graph.arguments, graph.results, [device()])
     real = fields(pxla.UnloadedMeshExecutable)
-    monkeypatch.setattr(executable, "fields", lambda _class: (*real, SimpleNamespace(name="new_field")))
+    monkeypatch.setattr(_compat, "fields", lambda _class: (*real, SimpleNamespace(name="new_field")))
     with pytest.raises(ArtifactError, match=r"builds executables in a way that xlaserve does not know: it asks for new_field"):
-        executable.load("seat", content, arguments, results(setup.spec, SEAT), device())
+        executable.load("seat", content, graph.arguments, graph.results, [device()])
 
 
 def test_a_loaded_graph_is_dispatched_by_the_fast_path(setup: Setup) -> None:
     """JAX calls `Compiled.call` once, then its C++ path; a graph that stays in Python is slow and shows here."""
     content = setup.store.executable(COPY.name)
     assert content is not None
-    run = executable.load("copy", content, entry(setup.spec, COPY).arguments, results(setup.spec, COPY), device())
+    graph = entry(setup.spec, COPY)
+    run = executable.load("copy", content, graph.arguments, graph.results, [device()])
     kv = tuple(jnp.zeros(a.shape, a.dtype) for a in setup.spec.kv())
     blocks = np.zeros((2, COPIES), np.int32)
     for _ in range(2):  # arguments that have no place yet, then arguments that were results
@@ -431,14 +432,22 @@ def test_each_family_is_compiled_under_its_own_conditions(setup: Setup, monkeypa
         def __init__(self, bucket: Bucket | UpkeepBucket) -> None:
             self.bucket = bucket
 
-        def compile(self) -> object:
+        def compile(self) -> Lowered:
             seen[self.bucket.name] = held.family
-            return None
+            return self
+
+        def memory_analysis(self) -> None:
+            """Some platforms have none."""
 
     monkeypatch.setattr(compiler_module, "export", lambda _spec, _bucket, _name: b"")
     monkeypatch.setattr(compiler_module, "lower_portable", lambda _content, _spec, bucket, _device: Lowered(bucket))
-    collect(Compiler(setup.spec, "cpu", device(), None, threads=2, compiling=compiling).start(LADDER), lambda _graph, _done: None)
+    collect(Compiler(setup.spec, "cpu", [device()], None, threads=2, compiling=compiling).start(LADDER), lambda _graph, _done: None)
     assert seen == {bucket.name: bucket.name.partition("-")[0] if "-" in bucket.name else "upkeep" for bucket in LADDER.graphs}
+
+
+def mask(bucket: Bucket, setup: Setup) -> Any:
+    """All tokens allowed."""
+    return np.full((bucket.rows, mask_width(setup.spec.model.vocab_size)), -1, np.int32)
 
 
 def size(arrays: Iterable[Any]) -> int:
@@ -496,7 +505,7 @@ def test_old_kv_is_gone_after_a_step(setup: Setup) -> None:
     bucket = LADDER.generate[0]
     params, kv, state = arguments(setup.spec)
     at = [a.unsafe_buffer_pointer() for a in (*kv, *state)]
-    new_kv, new_state, _ = setup.graphs[bucket].run(params, kv, state, empty_batch(bucket, 2))
+    new_kv, new_state, _ = setup.graphs[bucket].run(params, kv, state, empty_batch(bucket, 2), mask(bucket, setup))
     assert all(a.is_deleted() for a in (*kv, *state))
     assert not any(p.is_deleted() for p in params)
     assert [a.unsafe_buffer_pointer() for a in (*new_kv, *new_state)] == at
@@ -505,7 +514,7 @@ def test_old_kv_is_gone_after_a_step(setup: Setup) -> None:
 def test_weights_are_arguments_and_not_in_the_graph(setup: Setup) -> None:
     """The lowered text holds no array constant of more than a few hundred numbers: the rotary frequencies are the largest."""
     for bucket in LADDER.buckets:
-        text = lower(setup.spec, bucket, device()).as_text()
+        text = lower(setup.spec, bucket, [device()]).as_text()
         sizes = [
             int(np.prod([int(d) for d in re.findall(r"(\d+)x", shape)])) for shape in re.findall(r"dense<[^>]*> : tensor<([^>]*)>", text)
         ]
@@ -514,7 +523,7 @@ def test_weights_are_arguments_and_not_in_the_graph(setup: Setup) -> None:
         assert sizes, "the pattern must find constants at all"
         assert largest <= 256, bucket.name
         signature = text[: text.index("->")]
-        assert signature.count("%arg") == len(setup.spec.parameters()) + len(setup.spec.kv()) + len(setup.spec.state()) + 1
+        assert signature.count("%arg") == len(setup.spec.parameters()) + len(setup.spec.kv()) + len(setup.spec.state()) + 2
     assert setup.store.directory.stat()
     sizes = {b.name: executable_path(setup.store, b).stat().st_size for b in LADDER.buckets}
     assert max(sizes.values()) < 1 << 20, "code alone is half of that"
@@ -527,7 +536,7 @@ def test_another_shape_is_an_error_and_not_a_compile(setup: Setup) -> None:
     before = COMPILE_EVENTS.count
     for batch in (np.concatenate((good, good)), good[:, :-1].copy(), good[0], good.astype(np.float32)):
         with pytest.raises(TypeError):
-            setup.graphs[bucket].run(params, kv, state, batch)
+            setup.graphs[bucket].run(params, kv, state, batch, mask(bucket, setup))
     assert COMPILE_EVENTS.count == before
     assert not kv[0].is_deleted()
 

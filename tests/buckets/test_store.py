@@ -23,7 +23,7 @@ from xlaserve.errors import ArtifactError
 
 PROGRAM: dict[str, Any] = {
     "platform": "cpu",
-    "mesh": {"devices": 1},
+    "mesh": {"tp": 1},
     "kv": {"shape": [9, 2, 16, 16], "dtype": "float32"},
     "jax_config": {"jax_enable_x64": False},
     "model": {"norm_eps": 1e-5, "layers": [{"window": None}, {"window": 16}], "tied": True},
@@ -240,9 +240,9 @@ def renamed(graph: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (b"[]", "is damaged"),
         (b"null", "is damaged"),
         (b"\xff\xfe\x00", "is damaged"),
-        (b"{}", "schema: 2 here, None in the artifact"),
-        (edit(schema=1), "schema: 2 here, 1 in the artifact"),
-        (edit(schema="2"), "schema: 2 here, 2 in the artifact"),
+        (b"{}", f"schema: {SCHEMA} here, None in the artifact"),
+        (edit(schema=1), f"schema: {SCHEMA} here, 1 in the artifact"),
+        (edit(schema=str(SCHEMA)), f"schema: {SCHEMA} here, {SCHEMA} in the artifact"),
         (edit(graphs=[]), r"is damaged: Expected `object`, got `array` - at `\$.graphs`"),
         (edit(graphs={GRAPH: 3}), "is damaged"),
         (edit(machines={"../../etc": {}}), "is damaged"),
@@ -281,7 +281,7 @@ def test_a_damaged_manifest_is_named_and_begun_anew(damage: Any, answer: str, tm
     ("change", "answer"),
     [
         ({"platform": "cuda"}, "platform: cuda here, cpu in the artifact"),
-        ({"mesh": {"devices": 4}}, "mesh.devices: 4 here, 1 in the artifact"),
+        ({"mesh": {"tp": 4}}, "mesh.tp: 4 here, 1 in the artifact"),
         ({"kv": {"shape": [9, 2, 32, 16], "dtype": "float32"}}, r"kv.shape\[2\]: 32 here, 16 in the artifact"),
         ({"jax_config": {"jax_enable_x64": True}}, "jax_config.jax_enable_x64: true here, false in the artifact"),
         ({"model": PROGRAM["model"] | {"norm_eps": 1e-6}}, "model.norm_eps: 1e-06 here, 1e-05 in the artifact"),

@@ -11,8 +11,14 @@ import pytest
 
 from xlaserve import LLM, SamplingParams
 from xlaserve.buckets.compile_events import COMPILE_EVENTS
+from xlaserve.buckets.directories import reports
+from xlaserve.buckets.lint import ladder_lint
+from xlaserve.buckets.lint.finding import Finding
+from xlaserve.buckets.lint.module import Place
+from xlaserve.buckets.lint.report import Report
 from xlaserve.buckets.manifest import read_manifest
 from xlaserve.cli import main
+from xlaserve.commands import compile as compile_command
 from xlaserve.engine.artifacts import adopt_sizes
 from xlaserve.engine.build import build, compile_graphs, make_plan, open_stores
 from xlaserve.engine.config import EngineConfig
@@ -66,7 +72,7 @@ def test_the_manifest_tells_what_was_compiled(model: str, artifacts: Path) -> No
     assert manifest.about["sizes"].items() >= SIZES.items()
     assert len(manifest.about["config_sha256"]) == len(manifest.about["tokenizer_sha256"]) == 64
     assert manifest.program["kv"] == {"arrays": 4, "shape": [5, 2, 16, 16], "dtype": "float32"}
-    assert manifest.program["mesh"] == {"devices": 1}
+    assert manifest.program["mesh"] == {"tp": 1}
     [machine] = manifest.machines.values()
     assert {"jax", "jaxlib", "flax", "device_kind", "platform_version", "cpu_features", "xla_flags"} <= machine.keys()
     for name, graph in manifest.graphs.items():
@@ -81,6 +87,27 @@ def test_sizes_that_the_user_names_win(model: str, artifacts: Path) -> None:
     assert (config.num_blocks, config.max_model_len, config.dtype, config.device) == (9, 32, "bfloat16", "cpu")
     with pytest.raises(ArtifactError, match=r"forbids that: \S+: dtype: bfloat16 here, float32 in the artifact; .*num_blocks|kv"):
         build(EngineConfig(model=model, artifacts=str(artifacts), artifacts_only=True, num_blocks=9, dtype="bfloat16"), print)
+
+
+def test_lists_of_buckets_are_taken_from_artifacts(model: str, tmp_path: Path) -> None:
+    """What was made for a list of buckets is found without naming the list again."""
+    sizes = SIZES | {"max_num_batched_tokens": 32, "context_buckets": (32,), "generate_buckets": (32,)}
+    plan = make_plan(EngineConfig(model=model, **sizes))
+    store = open_stores(plan, EngineConfig(model=model, **sizes), print, tmp_path / "a").cache
+    store.save("copy", stablehlo=b"any")
+    again = make_plan(EngineConfig(model=model, artifacts=str(tmp_path / "a")))
+    assert again.ladder.graphs == plan.ladder.graphs
+    assert again.ladder.graphs != make_plan(EngineConfig(model=model, **SIZES | {"max_num_batched_tokens": 32})).ladder.graphs
+    named = adopt_sizes(EngineConfig(model=model, artifacts=str(tmp_path / "a"), context_buckets=(16,)))
+    assert (named.context_buckets, named.generate_buckets) == ((16,), (32,))
+
+
+def test_sizes_that_cannot_be_are_told_with_their_directory(model: str, artifacts: Path, tmp_path: Path) -> None:
+    manifest = json.loads((artifacts / "manifest.json").read_bytes())
+    manifest["about"]["sizes"]["max_num_seqs"] = "many"
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match=rf"^artifacts: {tmp_path}: max_num_seqs must be an integer, got 'many'"):
+        adopt_sizes(EngineConfig(model=model, artifacts=str(tmp_path)))
 
 
 def test_a_directory_without_artifacts_is_refused(model: str, tmp_path: Path) -> None:
@@ -132,3 +159,28 @@ def test_targets_that_are_not_here(
     assert (manifest.program["platform"], manifest.machines) == (platform, {})
     assert all(graph.stablehlo for graph in manifest.graphs.values())
     assert main(["compile", model, "--platform", "cpu", "--target", target]) == 2
+    assert set(manifest.reports) == ({target} if platform == "neuron" else set())
+    assert (f"lint {target}: fit: {len(manifest.graphs)} graphs, 0 error" in out) == (platform == "neuron")
+    for report in reports(tmp_path / "a").values():
+        assert (set(report["graphs"]), report["counts"]["error"]) == (set(manifest.graphs), 0)
+
+
+def test_graphs_that_the_lint_refuses_are_not_called_fit(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Finding("N02", "error", "no sort", "sort", Place(), "a document", ("copy",), ("stablehlo",), 1)
+    monkeypatch.setattr(ladder_lint, "lint_ladder", lambda *_arguments: (Report("inf2", ("copy",), (found,), ()),))
+    monkeypatch.setattr(compile_command, "_make", lambda _plan, stores, _config, **_options: stores.cache.save("copy", stablehlo=b"any"))
+    directory = tmp_path / "a"
+    sizes = ["--max-model-len=128", "--max-num-seqs=1", "--max-num-batched-tokens=128", "--num-blocks=9"]
+    assert main(["compile", model, *sizes, "--target", "inf2", "-o", str(directory)]) == 1
+    out = capsys.readouterr().out
+    assert "error N02: no sort (copy)" in out
+    assert main(["artifacts", "show", str(directory)]) == 0
+    assert "lint inf2: NOT FIT: 1 graphs, 1 error" in capsys.readouterr().out
+    assert main(["artifacts", "verify", str(directory)]) == 0
+    path = directory / "lint-inf2.json"
+    path.write_bytes(path.read_bytes().replace(b'"error": 1', b'"error": 0'))
+    assert main(["artifacts", "verify", str(directory)]) == 1
+    assert main(["artifacts", "show", str(directory)]) == 1
+    assert "lint-inf2.json: its sha256 is not the recorded one" in capsys.readouterr().err

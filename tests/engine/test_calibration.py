@@ -173,7 +173,7 @@ def config(tiny_model: Callable[[str], Path]) -> EngineConfig:
 def test_measuring_runs_full_rows_and_leaves_nothing(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(config)
     graphs = compile_graphs(plan, open_stores(plan, config, print), config, lambda _line: None)
-    weights = placeholder_weights(plan.spec.parameters(), plan.platform.devices()[0])
+    weights = placeholder_weights(plan.spec.parameters(), plan.devices)
     runner: Any = Runner(plan.spec, {b: g.run for b, g in graphs.items()}, weights, lambda: weights, lambda: None)
     before = jax.tree.map(jnp.copy, runner._state)
     run: Callable[[Bucket, Batch], Any] = runner.run

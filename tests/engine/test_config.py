@@ -57,6 +57,18 @@ class FixedMemory(Platform):
 PLATFORM = FixedMemory("test", "cpu", "float32", 16, 32, 512, "tiled", True, "sort", "")
 
 
+class SharedMemory(FixedMemory):
+    """A platform whose devices share its memory, and which joins some numbers of them."""
+
+    __slots__ = ()
+
+    def sharing(self, devices: int) -> int:
+        return devices
+
+    def joined_devices(self) -> tuple[int, ...]:
+        return (1, 2, 8)
+
+
 def limits(platform: Platform = PLATFORM, weight_bytes: int = 0, **options: Any) -> Limits:
     return settle(EngineConfig(**options), MODEL, platform, weight_bytes)
 
@@ -203,6 +215,7 @@ def test_sizes_that_do_not_fit_each_other(options: dict[str, Any], message: str)
         "max_queued_requests",
         "max_queued_tokens",
         "stall_timeout",
+        "grammar_timeout",
         "seed",
     ],
 )
@@ -281,3 +294,37 @@ def test_what_settles_can_run_and_what_does_not_says_what_would(options: dict[st
         static_width=False,
     )
     assert ladder.pick_context([found.max_model_len], [0], found.max_num_batched_tokens - found.max_num_seqs + 1) is not None
+
+
+def test_a_split_model_is_planned_for_each_device() -> None:
+    """Heads, MLP and KV are shares of one; logits, slot state and what the host sends are whole."""
+    whole, half = limits(weight_bytes=1000), limits(weight_bytes=500, tensor_parallel_size=2)
+    assert (whole.tensor_parallel_size, half.tensor_parallel_size) == (1, 2)
+    assert half.memory.block == whole.memory.block // 2 == 16 * TOKEN_BYTES // 2
+    assert half.memory.slots == whole.memory.slots
+    assert whole.memory.workspace / 2 < half.memory.workspace < whole.memory.workspace
+    assert half.memory.device == whole.memory.device, "each device has its own memory"
+    shared = limits(SharedMemory("test", "cpu", "float32", 16, 32, 512, "tiled", True, "sort", ""), tensor_parallel_size=2)
+    assert shared.memory.device == (1 << 30) // 2, "or the devices share one"
+    copied = limits(weight_bytes=250, tensor_parallel_size=4)
+    assert copied.memory.block == half.memory.block, "two key heads on four devices: each has one"
+
+
+@pytest.mark.parametrize(
+    ("size", "model", "message"),
+    [
+        (3, {}, "tensor_parallel_size 3 does not fit the model: its 4 query heads cannot be split over 3. Sizes that work: 1, 2."),
+        (4, {}, "tensor_parallel_size 4 is not among the numbers of devices that this platform joins, 1, 2, 8. Sizes that work: 1, 2."),
+        (2, {"intermediate_size": 129}, "its MLP width of 129 cannot be split over 2. Use --tensor-parallel-size 1."),
+        (8, {"num_heads": 24, "num_kv_heads": 3}, "its 3 key and value heads cannot be split over 8. Use --tensor-parallel-size 1."),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_with_those_that_can(size: int, model: dict[str, int], message: str) -> None:
+    platform = SharedMemory("test", "cpu", "float32", 16, 32, 512, "tiled", True, "sort", "")
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        settle(EngineConfig(tensor_parallel_size=size), replace(MODEL, **model), platform, 0)
+
+
+def test_the_size_is_a_positive_whole_number() -> None:
+    with pytest.raises(ConfigError, match=r"tensor_parallel_size must be at least 1, got 0\."):
+        EngineConfig(tensor_parallel_size=0)

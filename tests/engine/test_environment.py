@@ -19,7 +19,7 @@ from xlaserve.platforms.neuron_options import NeuronOptions
         ({"XLASERVE_PLATFORM": "neuron"}, {"device": "neuron"}),
         ({"NEURON_CONTEXT_LENGTH_BUCKETS": "128, 512"}, {"context_buckets": (128, 512)}),
         ({"NEURON_TOKEN_GEN_BUCKETS": "2048"}, {"generate_buckets": (2048,)}),
-        ({"NEURON_CC_FLAGS": "-O1 --a='b c'"}, {"neuron": NeuronOptions(flags=("-O1", "--a=b c"))}),
+        ({"NEURON_CC_FLAGS": "-O1 --a='b c'"}, {"neuron": NeuronOptions(environment_flags=("-O1", "--a=b c"))}),
         ({"XLASERVE_PLATFORM": "", "NEURON_CONTEXT_LENGTH_BUCKETS": "", "NEURON_CC_FLAGS": ""}, {}),
     ],
 )
@@ -45,7 +45,7 @@ def test_compiled_artifacts_are_loaded_or_kept(tmp_path: Path) -> None:
 
 def test_compiler_flags_are_beside_other_options() -> None:
     merged = with_environment({"neuron": NeuronOptions(logical_nc_config=2, flags=("--b",))}, {"NEURON_CC_FLAGS": "--a"})
-    assert merged["neuron"] == NeuronOptions(logical_nc_config=2, flags=("--a", "--b"))
+    assert merged["neuron"] == NeuronOptions(logical_nc_config=2, flags=("--b",), environment_flags=("--a",))
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,12 @@ import pytest
 
 from xlaserve import LLM, SamplingParams
 from xlaserve.buckets.compiler import workspace_of
+from xlaserve.buckets.executable import memory
 from xlaserve.buckets.graphs import lower
 from xlaserve.buckets.ladder import BLANK, COPY, UPKEEP, ContextBucket, GenerateBucket
 from xlaserve.buckets.workspace import workspace_bytes
+from xlaserve.engine.build import plan_graphs
+from xlaserve.engine.config import EngineConfig
 from xlaserve.engine.runner import Runner
 
 
@@ -26,7 +29,7 @@ def live_bytes() -> dict[int, int]:
 def test_every_graph_needs_less_than_was_planned(tiny_llm: LLM) -> None:
     engine = tiny_llm._engine
     memory = engine.plan.limits.memory
-    needs = {bucket.name: workspace_of(graph.run) for bucket, graph in engine.graphs.items() if bucket != BLANK}
+    needs = {bucket.name: workspace_of(graph.memory) for bucket, graph in engine.graphs.items() if bucket != BLANK}
     assert None not in needs.values()
     largest = max(need for need in needs.values() if need is not None)
     assert largest <= memory.workspace <= 8 * largest, "a bound that is far off wastes memory"
@@ -85,13 +88,14 @@ def test_short_types_are_widened_on_cpu_and_planned_for(tiny_llm: LLM) -> None:
     plan = tiny_llm._engine.plan
     spec = replace(plan.spec, dtype="bfloat16", num_blocks=400)
     block = plan.model.kv_bytes_per_token(2) * spec.block_size
-    device = plan.platform.devices()[0]
     assert plan.platform.widens("bfloat16")
     weights = plan.weight_bytes // 2
     for bucket in (ContextBucket(1, 32, 16), GenerateBucket(2, 16), COPY):
-        needed = workspace_of(lower(spec, bucket, device).compile())
+        needed = workspace_of(memory(lower(spec, bucket, plan.devices).compile()))
         bound = workspace_bytes(plan.model, 2, spec.block_size, True, () if bucket in UPKEEP else (bucket,))  # type: ignore[arg-type]
         assert needed is not None
         assert needed <= bound + 2 * weights + 400 * 2 * block, bucket.name
-        if bucket is COPY:
-            assert needed > bound, "without room for the copies it would not fit"
+    # How many of these copies a graph has differs between versions of XLA; there must be room for all.
+    limits, *_ = plan_graphs(EngineConfig(dtype="bfloat16", block_size=spec.block_size, num_blocks=400), plan.model, plan.platform)
+    assert limits.memory.wide_block == 2 * block
+    assert limits.memory.workspace >= 2 * weights

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.tooling.engine_logits import LogitsEngine
 from tests.tooling.golden import RealGolden, compare, load_gemma3, load_smollm2, load_tiny
-from tests.tooling.tiny_models import FAMILIES, checksum, tiny_tensors
+from tests.tooling.tiny_models import FAMILIES, checksum, tiny_config, tiny_tensors
 
 TOLERANCE = 2e-3
 
@@ -25,6 +28,28 @@ def test_tiny_families(family: str, attention: str, tiny_model: Callable[[str], 
         for chunk in (16, 256) if attention == "tiled" else (64,):
             logits = engine.logits(case.prompt, chunk=chunk)
             assert np.abs(logits - case.logits).max() < 1e-4, (len(case.prompt), chunk)
+
+
+@pytest.mark.parametrize(("family", "shards"), [("llama2", 2), ("llama3", 4), ("qwen2", 4), ("qwen3", 2), ("gemma2", 2)])
+def test_tiny_families_over_devices(family: str, shards: int, tiny_model: Callable[[str], Path]) -> None:
+    """With 4 devices each of the two key heads is on two of them."""
+    golden = load_tiny(family)
+    engine = LogitsEngine(tiny_model(family), max_len=256, shards=shards)
+    for case in golden.cases:
+        assert np.abs(engine.logits(case.prompt, chunk=64) - case.logits).max() < 1e-4, len(case.prompt)
+
+
+def test_a_vocabulary_that_devices_cannot_share_evenly(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """509 rows on 4 devices: the last has 125 of the others' 128, and its logits end where the vocabulary does."""
+    odd = tmp_path / "odd"
+    shutil.copytree(tiny_model("llama2"), odd)
+    tensors = {name: np.ascontiguousarray(tensor[:509]) for name, tensor in tiny_tensors("llama2").items()}
+    save_file(tensors, odd / "model.safetensors", metadata={"format": "pt"})
+    (odd / "config.json").write_text(json.dumps(tiny_config("llama2") | {"vocab_size": 509}))
+    prompt = [1, 508, 127, 128, 400, 384, 383]
+    whole, split = (LogitsEngine(odd, max_len=16, shards=shards).logits(prompt, chunk=16, generated=0) for shards in (1, 4))
+    assert split.shape == whole.shape == (len(prompt), 509)
+    assert np.abs(split - whole).max() < 1e-5
 
 
 def test_smollm2(smollm2: Path) -> None:

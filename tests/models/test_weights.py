@@ -17,7 +17,7 @@ from xlaserve.errors import CheckpointError
 from xlaserve.models import weights as weights_module
 from xlaserve.models.checkpoint import open_checkpoint
 from xlaserve.models.decoder import parameter_shapes, parameter_tree
-from xlaserve.models.layers import FUSED, fused_rows
+from xlaserve.models.layers import FUSED, checkpoint_rows
 from xlaserve.models.registry import model_config
 from xlaserve.models.weights import load_weights
 
@@ -30,7 +30,7 @@ def load(path: Path, dtype: str = "float32") -> dict[str, jax.Array]:
     checkpoint = open_checkpoint(path)
     config = model_config(checkpoint.config)
     shapes = parameter_shapes(config, np.dtype(dtype) if dtype == "float32" else jax.numpy.dtype(dtype))
-    placed = load_weights(checkpoint, shapes, jax.devices("cpu")[0], fused_rows=fused_rows(config))
+    placed = load_weights(checkpoint, shapes, jax.devices("cpu")[:1], rows=checkpoint_rows(config))
     return dict(zip(shapes, placed, strict=True))
 
 
@@ -52,6 +52,48 @@ def test_every_tensor_is_placed_whole(family: str, tiny_model: Tiny) -> None:
         parts = [tensors.pop(".".join((*path, part, leaf))) for part in FUSED.get(module, (module,))]
         assert np.array_equal(np.asarray(array), np.concatenate(parts)), name
     assert not tensors, "every tensor must be used"
+
+
+@pytest.mark.parametrize("shards", [2, 4])
+@pytest.mark.parametrize("family", ["llama3", "qwen2", "llama_bf16_sharded"])
+def test_every_device_has_its_own_part(family: str, shards: int, tiny_model: Tiny) -> None:
+    """Each device's slice of a fused parameter is its own queries, keys and values; with more devices than key heads, neighbours have the
+    same ones.
+    """
+    tensors = {name: tensor.astype(np.float32) for name, tensor in tiny_tensors(family).items()}
+    checkpoint = open_checkpoint(tiny_model(family))
+    config = model_config(checkpoint.config)
+    shapes = parameter_shapes(config.shard(shards), np.dtype("float32"))
+    devices = jax.devices("cpu")[:shards]
+    placed = load_weights(checkpoint, shapes, devices, rows=checkpoint_rows(config, shards))
+    heads, copies = config.num_heads // shards, max(1, shards // config.num_kv_heads)
+    kv_heads = max(1, config.num_kv_heads // shards)
+    for (name, shape), array in zip(shapes.items(), placed, strict=True):
+        assert array.shape == shape.shape
+        *path, module, leaf = name.split(".")
+        for shard in range(shards):
+            [found] = [np.asarray(part.data) for part in array.addressable_shards if part.device == devices[shard]]
+
+            def rows(part: str, count: int, first: int, at: tuple[str, ...] = tuple(path), leaf: str = leaf) -> np.ndarray:
+                return tensors[".".join((*at, part, leaf))][first * count : (first + 1) * count]
+
+            if leaf == "first_row":
+                assert found.tolist() == [shard * -(-config.vocab_size // shards)]
+            elif module == "qkv_proj":
+                q, kv = heads * config.head_dim, kv_heads * config.head_dim
+                parts = [rows("q_proj", q, shard), rows("k_proj", kv, shard // copies), rows("v_proj", kv, shard // copies)]
+                assert np.array_equal(found, np.concatenate(parts)), (name, shard)
+            elif module == "gate_up_proj":
+                width = config.intermediate_size // shards
+                assert np.array_equal(found, np.concatenate([rows(part, width, shard) for part in ("gate_proj", "up_proj")])), (name, shard)
+            elif module in ("o_proj", "down_proj"):
+                whole = tensors[name]
+                width = whole.shape[1] // shards
+                assert np.array_equal(found, whole[:, shard * width : (shard + 1) * width]), (name, shard)
+            elif module in ("embed_tokens", "lm_head"):
+                assert np.array_equal(found, rows(module, config.vocab_size // shards, shard)), (name, shard)
+            else:
+                assert np.array_equal(found, tensors[name]), (name, shard)
 
 
 def test_the_flat_order_makes_the_tree_that_flax_takes(tiny_model: Tiny) -> None:

@@ -6,6 +6,7 @@ import os
 import shlex
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -13,8 +14,9 @@ import pytest
 
 from tests.platforms.fake_neuron import CHIP, put_tools
 from xlaserve.errors import ConfigError
+from xlaserve.platforms.cpu import CPU
 from xlaserve.platforms.held_variable import HeldVariable
-from xlaserve.platforms.neuron import NEURON
+from xlaserve.platforms.neuron import NEURON, NeuronPlatform
 from xlaserve.platforms.neuron_options import NeuronOptions, parse_options
 from xlaserve.platforms.neuron_tools import list_devices
 
@@ -174,3 +176,28 @@ def test_tools_that_fail_are_named_and_stop_nothing(devices: Any, message: str, 
     with pytest.raises((OSError, ValueError), match=message):
         list_devices()
     assert NEURON.memory() is None
+
+
+def test_other_platforms_refuse_neurons_options_but_not_its_variables() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^neuron: logical_nc_config 2, flags \('-O1',\) is for the platform neuron, and this one is cpu: "
+    ):
+        CPU.configured(NeuronOptions(logical_nc_config=2, flags=("-O1",), environment_flags=("-O3",)))
+    assert CPU.configured(NeuronOptions(environment_flags=("-O3",))) is CPU
+    assert CPU.configured(NeuronOptions()) is CPU.configured(None) is CPU
+
+
+def test_flags_of_the_variable_come_before_the_users() -> None:
+    options = NeuronOptions(environment_flags=("--a=1", "--b=1"), flags=("--a=2",))
+    assert {"--a=2", "--b=1"} <= set(options.compiler_flags("upkeep"))
+    assert options.asked == {"flags": ("--a=2",)}
+    with pytest.raises(ConfigError, match="does not know environment_flags"):
+        parse_options('{"environment_flags": "-O1"}')
+
+
+@pytest.mark.parametrize(("kind", "target"), [("trn2", "trn2"), ("Trn1", "trn1"), ("something new", None)])
+def test_the_lint_goes_by_the_device(kind: str, target: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NeuronPlatform, "devices", lambda _self: [SimpleNamespace(device_kind=kind)])
+    found = NEURON.lint_target()
+    assert (found and found.name) == target
+    assert CPU.lint_target() is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.server.scripted_engine import ByteTokenizer, ScriptedEngine, ScriptedStream
+from tests.server.scripted_engine import ScriptedEngine, ScriptedStream
 from xlaserve.engine.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from xlaserve.sampling.beam_search import GenerationParams
 
@@ -17,10 +17,12 @@ SAYINGS = {
     "<user>twice<assistant>": f"Two of them:\n{CALL}\n{CALL}",
 }
 PIECE = 3
-
-
-class SayingTokenizer(ByteTokenizer):
-    chat_template = "Qwen3's: <think> </think> <tool_call> </tool_call> enable_thinking"
+# Formats are told from the markers in a template.
+TEMPLATE = """
+{%- for message in messages -%} <{{ message.role }}>{{ message.content }} {%- endfor -%}
+{%- if tools -%} {#- calls are <tool_call> JSON </tool_call>, after <think> </think> -#} {%- endif -%}
+{%- if add_generation_prompt -%} <assistant> {%- endif -%}
+"""
 
 
 class SayingStream(ScriptedStream):
@@ -65,7 +67,7 @@ class SayingEngine(ScriptedEngine):
     def __init__(self) -> None:
         super().__init__(max_model_len=4096)
         self.model_name = "saying/model"
-        self.tokenizer = SayingTokenizer()
+        self.tokenizer.chat_templates = {"default": TEMPLATE}
 
     def submit(self, prompt: str | Sequence[int], params: GenerationParams, *, request_id: str | None = None) -> ScriptedStream:
         assert not isinstance(prompt, str)

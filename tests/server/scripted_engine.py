@@ -18,14 +18,19 @@ from xlaserve.engine.modes import PauseMode, SleepLevel, check_level, check_mode
 from xlaserve.engine.outputs import CompletionOutput, EngineStats, FinishReason, Logprob, RequestMetrics, RequestOutput
 from xlaserve.engine.report import EngineReport, SequenceReport
 from xlaserve.errors import InvalidRequestError
+from xlaserve.models.chat_template import ChatTemplate
 from xlaserve.sampling.beam_search import GenerationParams
+from xlaserve.sampling.structured import StructuredOutput
 
 VOCAB_SIZE = 257
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 
 class ByteTokenizer:
-    chat_template: str | None = "scripted"
+    def __init__(self) -> None:
+        self.chat_templates: dict[str, str] = {"default": "scripted"}
+        self.special_tokens: tuple[str, ...] = ()
+        self.named_tokens: dict[str, str] = {"eos_token": "<end>"}
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
@@ -47,11 +52,25 @@ class ByteTokenizer:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
     ) -> str:
+        source = chat_template or self.chat_templates["default"]
+        if "{" in source:
+            return ChatTemplate(source).render(
+                messages,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                variables=template_kwargs,
+            )
         if template_kwargs and "explode" in template_kwargs:
             raise InvalidRequestError("the chat template failed: no.", field="messages")
-        text = "".join(f"<{message['role']}>{message['content']}" for message in messages)
+        text = "".join(f"<{message['role']}>{_text(message['content'])}" for message in messages)
         return text + ("<assistant>" if add_generation_prompt else "")
+
+
+def _text(content: str | list[dict[str, str]]) -> str:
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
 
 
 class ScriptedStream:
@@ -155,6 +174,7 @@ class ScriptedEngine:
         self.errored: BaseException | None = None
         self.running: set[ScriptedStream] = set()
         self.submitted: list[ScriptedStream] = []
+        self.checked: list[StructuredOutput] = []
         self.calls: list[tuple[object, ...]] = []
         self.refusal: Exception | None = None
         self.refuse_after = 0
@@ -167,6 +187,11 @@ class ScriptedEngine:
         self.go_on = asyncio.Event()
         self.paused = threading.Event()
         self.aborted = threading.Event()
+
+    async def check(self, structured: StructuredOutput) -> None:
+        self.checked.append(structured)
+        if structured.source == "(":
+            raise structured.invalid("the regex cannot be used: unclosed group.")
 
     def submit(self, prompt: str | Sequence[int], params: GenerationParams, *, request_id: str | None = None) -> ScriptedStream:
         if self.refusal is not None and len(self.submitted) >= self.refuse_after:

@@ -27,8 +27,13 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 def map_body(context: object, body: Any) -> Any:
     """Names the model that is served in most bodies, and asks for what fits it: else nearly all would be refused for one of these."""
     if isinstance(body, dict) and len(body) % 4:
-        for name in ("model", "max_tokens", "max_completion_tokens", "min_tokens", "use_beam_search"):
+        for name in ("min_tokens", "use_beam_search"):
             body.pop(name, None)
+        for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+            if isinstance(tokens := body.get(name), int):
+                body[name] = 1 + abs(tokens) % 16
+        if isinstance(body.get("model"), str):
+            body["model"] = "scripted/model"
         if not body.get("stream"):
             body.pop("stream_options", None)
     return body
@@ -43,7 +48,7 @@ def map_path_parameters(context: object, path_parameters: Any) -> Any:
 
 
 @SCHEMA.parametrize()
-@settings(max_examples=60, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 def test_answers_are_as_documented(case: Case) -> None:
     case.call_and_validate(checks=CHECKS)
 

@@ -143,6 +143,10 @@ def test_a_remote_tokenizer(tiny: Live) -> None:
         assert with_special[-len(without) :] == without
         assert len(with_special) == len(without) + 1
         assert tiny.client.post("/detokenize", json={"tokens": without}).json() == {"prompt": text}
+    info = tiny.client.get("/tokenizer_info").json()
+    assert tokens(tiny, info["bos_token"], special=False) == tokens(tiny, "", special=True)
+    assert len(tokens(tiny, info["eos_token"], special=False)) == 1
+    assert info["model_max_length"] == TINY_ENGINE["max_model_len"]
     named = tiny.client.post("/tokenize", json={"prompt": "hello there", "return_token_strs": True}).json()
     assert len(named["token_strs"]) == named["count"]
     assert "".join(named["token_strs"][1:]).replace("Ġ", " ") == "hello there"

@@ -72,6 +72,17 @@ def test_mistakes(shared: Live, path: str, body: dict[str, Any], param: str) -> 
         assert param in error["message"] or f"`{param.partition('.')[0]}`" in error["message"]
 
 
+def test_what_harnesses_ask_of_a_tokenizer(shared: Live) -> None:
+    assert shared.client.get("/tokenizer_info").json() == {
+        "bos_token": None,
+        "eos_token": "<end>",
+        "pad_token": None,
+        "chat_template": "scripted",
+        "vocab_size": 257,
+        "model_max_length": 128,
+    }
+
+
 def test_detokenize(shared: Live) -> None:
     assert shared.client.post("/detokenize", json={"tokens": []}).json() == {"prompt": ""}
     assert shared.client.post("/detokenize", json={"tokens": [104] * 5000}).json() == {"prompt": "h" * 5000}

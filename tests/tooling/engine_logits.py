@@ -13,13 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from xlaserve.models.checkpoint import open_checkpoint
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
-from xlaserve.models.layers import fused_rows
+from xlaserve.models.layers import checkpoint_rows
 from xlaserve.models.registry import model_config
 from xlaserve.models.weights import load_weights
 from xlaserve.paged.attention import PagedKV, StepShape
+from xlaserve.platforms.mesh import AXIS, on_each_device, spread
 
 BLOCK = 16
 
@@ -31,14 +33,16 @@ class LogitsEngine:
         path: the checkpoint.
         attention: which implementation reads the cache.
         max_len: longest prompt in tokens.
+        shards: CPU devices to split the model over.
     """
 
-    def __init__(self, path: Path | str, attention: str = "tiled", max_len: int = 2048) -> None:
+    def __init__(self, path: Path | str, attention: str = "tiled", max_len: int = 2048, shards: int = 1) -> None:
         checkpoint = open_checkpoint(path)
-        self.config = model_config(checkpoint.config)
-        shapes = parameter_shapes(self.config, jnp.dtype("float32"))
-        self._names = tuple(shapes)
-        self._params = load_weights(checkpoint, shapes, jax.devices("cpu")[0], fused_rows=fused_rows(self.config))
+        whole = model_config(checkpoint.config)
+        self.config = whole.shard(shards)
+        self._shapes = parameter_shapes(self.config, jnp.dtype("float32"))
+        self._names = tuple(self._shapes)
+        self._params = load_weights(checkpoint, self._shapes, jax.devices("cpu")[:shards], rows=checkpoint_rows(whole, shards))
         self._model = CausalLM(self.config, jnp.dtype("float32"))
         self._attention: str = attention
         self._blocks = -(-max_len // BLOCK)
@@ -46,8 +50,7 @@ class LogitsEngine:
 
     def logits(self, prompt: Sequence[int], *, chunk: int = 64, generated: int = 8) -> np.ndarray:
         """float32 `[len(prompt), vocab]`: chunks of `chunk` tokens, then the last `generated` tokens one at a time, as generation does."""
-        shape = (self._blocks + 2, self.config.num_kv_heads, BLOCK, self.config.head_dim)
-        kv = tuple(jnp.zeros(shape, jnp.float32) for _ in range(2 * self.config.num_layers))
+        kv = tuple(jnp.zeros(array.shape, jnp.float32) for array in self._kv())
         # Blocks in descending order: nothing may depend on tables being 1, 2, 3 ...
         table = np.arange(self._blocks + 1, 1, -1, dtype=np.int32)[None]
         rows: list[np.ndarray] = []
@@ -71,7 +74,15 @@ class LogitsEngine:
             logits = self._model.apply({"params": parameter_tree(self._names, params)}, tokens, positions, cache.attend)
             return tuple(array for pair in cache.layers for array in pair), logits
 
-        return jax.jit(step, donate_argnums=1)
+        batch = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, length), (1,), (1, self._blocks))]
+        logits = jax.ShapeDtypeStruct((1, length, self.config.vocab_size), jnp.float32)
+        *batch, logits = (spread(array, self.config.shards) for array in (*batch, logits))
+        arguments = (tuple(self._shapes.values()), self._kv(), *batch)
+        return jax.jit(on_each_device(step, arguments, (self._kv(), logits)), donate_argnums=1)
+
+    def _kv(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        held = jax.ShapeDtypeStruct((self._blocks + 2, self.config.num_kv_heads, BLOCK, self.config.head_dim), jnp.float32)
+        return (spread(held, self.config.shards, PartitionSpec(None, AXIS)),) * (2 * self.config.num_layers)
 
 
 @functools.lru_cache(maxsize=1)

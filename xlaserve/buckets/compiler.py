@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import jax
 
 from xlaserve.buckets import executable as pjrt
-from xlaserve.buckets.graphs import GraphSpec, entry, results
+from xlaserve.buckets.graphs import GraphSpec, entry
 from xlaserve.buckets.ladder import Bucket, ContextBucket, Ladder, UpkeepBucket
 from xlaserve.buckets.portable import export, lower_portable
 from xlaserve.buckets.store import GraphStore, Verdict, executable_digest
@@ -42,6 +42,8 @@ class Graph:
         run: the executable.
         source: where it came from.
         seconds: how long that took.
+        memory: bytes by the compiler's analysis. Of a stored executable, what was recorded when it was made:
+            the analysis takes as long as a tenth of loading.
         digest: sha256 of the executable's bytes; empty where the platform gives none.
         note: what was wrong with this graph's stored forms, where something was.
     """
@@ -50,6 +52,7 @@ class Graph:
     run: Executable
     source: Source
     seconds: float
+    memory: Mapping[str, int]
     digest: str = ""
     note: str | None = None
 
@@ -60,7 +63,7 @@ class Compiler:
     Args:
         spec: what the graphs have in common.
         jax_name: JAX's name of the platform that they are for.
-        device: where they run.
+        devices: where they run.
         cache: where executables are looked for and kept; None keeps none.
         artifacts: where they are looked for first; nothing is written there.
         only: refuse to compile.
@@ -72,7 +75,7 @@ class Compiler:
         self,
         spec: GraphSpec,
         jax_name: str,
-        device: Device,
+        devices: Sequence[Device],
         cache: GraphStore | None,
         *,
         artifacts: GraphStore | None = None,
@@ -82,7 +85,7 @@ class Compiler:
     ) -> None:
         self._spec = spec
         self._jax_name = jax_name
-        self._device = device
+        self._devices = devices
         self._cache = cache
         self._only = only
         self._compiling = compiling
@@ -120,7 +123,7 @@ class Compiler:
 
     def _load(self, store: GraphStore, bucket: Bucket | UpkeepBucket, began: float, notes: list[str]) -> Graph | None:
         try:
-            content = store.executable(bucket.name)
+            content, memory = store.executable(bucket.name), store.memory(bucket.name)
         except ArtifactError as error:
             notes.append(str(error))
             return None
@@ -128,12 +131,13 @@ class Compiler:
             if store is not self._cache:
                 notes.append(f"{bucket.name}: {store.directory} has no executable of it")
             return None
+        graph = entry(self._spec, bucket)
         try:
-            run = pjrt.load(bucket.name, content, entry(self._spec, bucket).arguments, results(self._spec, bucket), self._device)
+            run = pjrt.load(bucket.name, content, graph.arguments, graph.results, self._devices)
         except ArtifactError as error:
             notes.append(f"{bucket.name}: stored executable: {error}")
             return None
-        return Graph(bucket, run, "loaded", time.monotonic() - began, executable_digest(content), "; ".join(notes) or None)
+        return Graph(bucket, run, "loaded", time.monotonic() - began, memory, executable_digest(content), "; ".join(notes) or None)
 
     def _make(self, bucket: Bucket | UpkeepBucket, began: float, notes: list[str]) -> Graph:
         source: Source = "compiled from StableHLO"
@@ -145,9 +149,9 @@ class Compiler:
                     compiled = self._compile(content, bucket)
                     break
             except ArtifactError as error:
-                notes.append(str(error) if bucket.name in str(error) else f"{bucket.name}: stored StableHLO {error}")
+                notes.append(str(error) if bucket.name in str(error) else f"{bucket.name}: stored StableHLO: {error}")
             except RuntimeError as error:  # the compiler's: tracing again may give it what it takes
-                notes.append(f"{bucket.name}: stored StableHLO does not compile: {pjrt.first_line(error)}")
+                notes.append(f"{bucket.name}: stored StableHLO: does not compile: {pjrt.first_line(error)}")
         else:
             source = "compiled"
             content = export(self._spec, bucket, self._jax_name)
@@ -156,15 +160,23 @@ class Compiler:
             except RuntimeError as error:
                 raise CompileError(f"Graph {bucket.name} does not compile for {self._jax_name}: {error}") from error
         seconds = time.monotonic() - began
-        digest = "" if self._cache is None else self._keep(self._cache, bucket, content, compiled, seconds, notes)
-        return Graph(bucket, compiled, source, seconds, digest, "; ".join(notes) or None)
+        memory = pjrt.memory(compiled)
+        digest = "" if self._cache is None else self._keep(self._cache, bucket, content, compiled, seconds, memory, notes)
+        return Graph(bucket, compiled, source, seconds, memory, digest, "; ".join(notes) or None)
 
     def _compile(self, stablehlo: bytes, bucket: Bucket | UpkeepBucket) -> jax.stages.Compiled:
         with self._compiling(_family(bucket)):
-            return lower_portable(stablehlo, self._spec, bucket, self._device).compile()
+            return lower_portable(stablehlo, self._spec, bucket, self._devices).compile()
 
     def _keep(
-        self, cache: GraphStore, bucket: Bucket | UpkeepBucket, stablehlo: bytes, compiled: Any, seconds: float, notes: list[str]
+        self,
+        cache: GraphStore,
+        bucket: Bucket | UpkeepBucket,
+        stablehlo: bytes,
+        compiled: Any,
+        seconds: float,
+        memory: Mapping[str, int],
+        notes: list[str],
     ) -> str:
         executable = None
         try:
@@ -172,7 +184,7 @@ class Compiler:
         except ArtifactError as error:
             notes.append(str(error))
         try:
-            cache.save(bucket.name, stablehlo=stablehlo, executable=executable, seconds=seconds, memory=pjrt.memory(compiled))
+            cache.save(bucket.name, stablehlo=stablehlo, executable=executable, seconds=seconds, memory=memory)
         except (OSError, ArtifactError) as error:
             notes.append(f"cannot be kept: {error}")
         return executable_digest(executable) if executable else ""
@@ -219,10 +231,14 @@ def export_all(spec: GraphSpec, jax_name: str, ladder: Ladder, store: GraphStore
         on_graph(bucket.name, done)
 
 
-def workspace_of(executable: Executable) -> int | None:
-    """Bytes that a graph takes beside its arguments while it runs, or None where the platform does not tell."""
-    memory = pjrt.memory(executable) if isinstance(executable, jax.stages.Compiled) else {}
-    return memory["temp"] + memory["output"] - memory["alias"] if any(memory.values()) else None
+def workspace_of(memory: Mapping[str, int]) -> int | None:
+    """Bytes that a graph takes beside its arguments while it runs, or None where the platform does not tell.
+
+    Args:
+        memory: the compiler's analysis of the graph.
+    """
+    temp, output, alias = (memory.get(name, 0) for name in ("temp", "output", "alias"))
+    return temp + output - alias if any(memory.values()) else None
 
 
 def _family(bucket: Bucket | UpkeepBucket) -> Family:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from xlaserve.buckets.manifest import NAME, FileRecord, Manifest, read_manifest
-from xlaserve.buckets.store import executable_name, stablehlo_name
+from xlaserve.buckets.store import executable_name, report_name, stablehlo_name
 from xlaserve.errors import ArtifactError
 
 _COSTS = r"costs-[0-9a-f]{16}\.json"
-_KEPT = rf"[a-z0-9-]+\.stablehlo|[a-z0-9-]+\.[0-9a-f]{{8}}\.xla|{_COSTS}"
+_KEPT = rf"[a-z0-9-]+\.stablehlo|[a-z0-9-]+\.[0-9a-f]{{8}}\.xla|lint-[a-z0-9]+\.json|{_COSTS}"
 _OURS = rf"{_KEPT}|\.({_KEPT}|{re.escape(NAME)})\.[a-z0-9_]{{8}}"  # the second: unfinished files of a process that was killed
 
 
@@ -48,7 +51,7 @@ def load(directory: Path) -> Manifest:
 
 def recorded_files(manifest: Manifest) -> dict[str, FileRecord]:
     """Every file that the manifest lists, by name."""
-    files: dict[str, FileRecord] = {}
+    files = {report_name(target): record for target, record in manifest.reports.items()}
     for graph, record in manifest.graphs.items():
         if record.stablehlo is not None:
             files[stablehlo_name(graph)] = record.stablehlo
@@ -75,6 +78,26 @@ def verify(directory: Path) -> Finding:
     there = {path.name for path in directory.iterdir() if path.is_file()}
     unlisted = sorted(name for name in there - files.keys() - {NAME} if not re.fullmatch(_COSTS, name))
     return Finding(len(files) - len(damaged), tuple(damaged), tuple(unlisted))
+
+
+def reports(directory: Path) -> dict[str, dict[str, Any]]:
+    """The lint's reports of an artifact directory, by the kind of device.
+
+    Raises:
+        ArtifactError: the manifest or a report is missing or damaged.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for target, record in sorted(load(directory).reports.items()):
+        path = directory / report_name(target)
+        try:
+            content = path.read_bytes()
+            record.check(content)
+            found[target] = msgspec.json.decode(content, type=dict[str, Any])
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
+        except (ArtifactError, msgspec.DecodeError) as error:
+            raise ArtifactError(f"{path}: {error}") from error
+    return found
 
 
 def remove(directory: Path) -> list[str]:

@@ -1,19 +1,20 @@
 """Executables as the bytes that the PJRT client makes of them, and back. Nothing of a file is unpickled.
 
 JAX's own `serialize_executable` wraps the client's bytes into a pickle with shapes, trees and places. All of these follow from the graph's
-shapes, so here only the client's bytes are kept. What JAX has no public name for is used in this file alone.
+shapes, so here only the client's bytes are kept. What JAX has no public name for is used in this file and in `_compat` alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import SingleDeviceSharding
 
+from xlaserve.buckets._compat import construct
 from xlaserve.errors import ArtifactError
+from xlaserve.platforms.mesh import sharding
 from xlaserve.platforms.platform import Device
 
 
@@ -26,33 +27,33 @@ def serialize(compiled: jax.stages.Compiled) -> bytes:
         raise ArtifactError(f"the platform gives no bytes of its executables: {first_line(error)}") from error
 
 
-def load(name: str, content: bytes, arguments: tuple[Any, ...], results: Any, device: Device) -> jax.stages.Compiled:
+def load(name: str, content: bytes, arguments: tuple[Any, ...], results: Any, devices: Sequence[Device]) -> jax.stages.Compiled:
     """A compiled graph from the client's bytes; calling it costs what calling any `Compiled` costs.
 
     Args:
         name: of the graph, for profiles and errors.
         content: from `serialize`.
         arguments, results: shapes and dtypes of what the graph takes and gives.
-        device: where it runs.
+        devices: where it runs.
 
     Raises:
         ArtifactError: the client does not take the bytes, they are another graph's, or this version of JAX wants more than these shapes.
     """
     try:
-        return _load(name, content, arguments, results, device)
+        return _load(name, content, arguments, results, devices)
     except (ImportError, AttributeError, TypeError) as error:
         raise ArtifactError(f"JAX {jax.__version__} builds executables in a way that xlaserve does not know: {error}") from error
 
 
-def _load(name: str, content: bytes, arguments: tuple[Any, ...], results: Any, device: Device) -> jax.stages.Compiled:
+def _load(name: str, content: bytes, arguments: tuple[Any, ...], results: Any, devices: Sequence[Device]) -> jax.stages.Compiled:
     from jax._src.core import ShapedArray
     from jax._src.interpreters.pxla import UnloadedMeshExecutable, is_default_layout
     from jax._src.layout import Layout
     from jax._src.lib import xla_client  # pyright: ignore[reportPrivateImportUsage]
 
-    devices = xla_client.DeviceList((device,))
+    listed, client = xla_client.DeviceList(tuple(devices)), devices[0].client
     try:
-        executable: Any = device.client.deserialize_executable(content, executable_devices=devices, compile_options=_placed_on(device))
+        executable: Any = client.deserialize_executable(content, executable_devices=listed, compile_options=_placed_on(devices))
     except (RuntimeError, ValueError) as error:  # JaxRuntimeError is a RuntimeError
         raise ArtifactError(f"the platform does not load it: {first_line(error)}") from error
     layouts_in = [Layout.from_pjrt_layout(layout) for layout in executable.get_parameter_layouts()]
@@ -63,15 +64,15 @@ def _load(name: str, content: bytes, arguments: tuple[Any, ...], results: Any, d
         if ranks != found:
             raise ArtifactError(f"it is another graph's: its {what} are not this graph's ({len(found)} there, {len(ranks)} here)")
     avals = [ShapedArray(array.shape, array.dtype) for array in taken]
-    place = SingleDeviceSharding(device)
+    places = [sharding(array, devices) for array in taken]
     known: dict[str, Any] = {
         "xla_executable": executable,
-        "device_list": devices,
-        "backend": device.client,
+        "device_list": listed,
+        "backend": client,
         "input_avals": avals,
-        "input_shardings": (place,) * len(taken),
+        "input_shardings": tuple(places),
         "output_avals": [ShapedArray(array.shape, array.dtype) for array in given],
-        "output_shardings": (place,) * len(given),
+        "output_shardings": tuple(sharding(array, devices) for array in given),
         "committed": True,
         "name": name,
         "unordered_effects": [],
@@ -82,22 +83,18 @@ def _load(name: str, content: bytes, arguments: tuple[Any, ...], results: Any, d
         "mut": None,
         "xla_in_layouts": layouts_in,
         "dispatch_in_layouts": [
-            None if is_default_layout(layout, place, aval) else layout for layout, aval in zip(layouts_in, avals, strict=True)
+            None if is_default_layout(layout, *where) else layout for layout, *where in zip(layouts_in, places, avals, strict=True)
         ],
         "xla_out_layouts": layouts_out,
         "all_args_info": None,
         "pgle_profiler": None,
-        "auto_spmd_lowering": False,  # until 0.10.0
     }
-    wanted = {field.name for field in fields(UnloadedMeshExecutable)}
-    if unknown := wanted - known.keys():
-        raise TypeError(f"it asks for {', '.join(sorted(unknown))}")
-    unloaded = UnloadedMeshExecutable(**{field: value for field, value in known.items() if field in wanted})
+    unloaded = construct(UnloadedMeshExecutable, known)
     tree = jax.tree.structure((arguments, {}))
     return jax.stages.Compiled(unloaded.load(), [], jax.tree.unflatten(tree, taken), jax.tree.structure(results), no_kwargs=True)
 
 
-def _placed_on(*devices: Device) -> Any:
+def _placed_on(devices: Sequence[Device]) -> Any:
     """Options that load an executable onto these devices, one for each of its partitions. Its bytes name those that it was compiled for,
     and clients take these where no others are named.
     """

@@ -1,17 +1,19 @@
 """The step functions that buckets name: model, paged attention and sampling as one pure function of flat arrays.
 
-    step(params, kv, state, batch) -> (kv, state, output)
+    step(params, kv, state, batch, mask) -> (kv, state, output)
     seat(state, slot, ...) -> state
     copy(kv, source, target) -> kv
     blank() -> (kv, state)
 
 `kv` and `state` are donated: the compiled graph updates them in place. Sampled tokens stay on the device in the state, one place per
 sequence slot, where the next generate step reads them; the host reads `output` later.
+
+With `tensor_parallel_size` devices each of them runs these functions with its part of `params` and `kv`, and with the whole of the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,13 +21,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import PartitionSpec
 
 from xlaserve.buckets.ladder import BLANK, COPIES, COPY, SEAT, Bucket, ContextBucket, GenerateBucket, UpkeepBucket
-from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, row_width, table_at
+from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, mask_width, row_width, table_at
 from xlaserve.models.config import ModelConfig
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
 from xlaserve.paged.attention import PagedKV, StepShape, copy_blocks
+from xlaserve.platforms.mesh import AXIS, on_each_device, part, sharding, spread
 from xlaserve.platforms.platform import Device, TopKKind
 from xlaserve.sampling.logprobs import score, score_places
 from xlaserve.sampling.sampler import SamplingRows, sample
@@ -48,7 +51,7 @@ class StepOutput(NamedTuple):
     prompt_scores: Array | None = None
 
 
-Step = Callable[[tuple[Array, ...], tuple[Array, ...], SlotState, Array], tuple[tuple[Array, ...], SlotState, StepOutput]]
+Step = Callable[[tuple[Array, ...], tuple[Array, ...], SlotState, Array, Array], tuple[tuple[Array, ...], SlotState, StepOutput]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class GraphSpec:
         attention: which implementation reads the cache.
         branches: whether graphs may hold conditionals.
         top_k: how the largest numbers of a row are found.
+        tensor_parallel_size: devices that the model is split over.
     """
 
     model: ModelConfig
@@ -74,28 +78,40 @@ class GraphSpec:
     attention: str
     branches: bool
     top_k: TopKKind
+    tensor_parallel_size: int = 1
 
-    def parameters(self) -> dict[str, jax.ShapeDtypeStruct]:
+    @property
+    def share(self) -> ModelConfig:
+        """The model as one device has it."""
+        return self.model.shard(self.tensor_parallel_size)
+
+    def whole(self, tree: Any) -> Any:
+        """Descriptions of arrays that every device has whole."""
+        return jax.tree.map(lambda array: spread(array, self.tensor_parallel_size), tree)
+
+    def parameters(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Name, shape and dtype of every parameter, in the order of `params`."""
-        return parameter_shapes(self.model, jnp.dtype(self.dtype))
+        return parameter_shapes(self.share, jnp.dtype(self.dtype))
 
     def kv(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shapes of `kv`: keys and values of layer 0, of layer 1, and so on."""
-        shape = (self.num_blocks, self.model.num_kv_heads, self.block_size, self.model.head_dim)
-        return (jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype)),) * (2 * self.model.num_layers)
+        """Shapes of `kv`: keys and values of layer 0, of layer 1, and so on. Where there are fewer heads than devices, neighbouring devices
+        have the same ones.
+        """
+        held = jax.ShapeDtypeStruct((self.num_blocks, self.share.num_kv_heads, self.block_size, self.model.head_dim), jnp.dtype(self.dtype))
+        return (spread(held, self.tensor_parallel_size, PartitionSpec(None, AXIS)),) * (2 * self.model.num_layers)
 
     def state(self) -> SlotState:
         """Shapes of `state`: a row per slot, and a spare one for padding."""
-        return state_shapes(self.max_num_seqs, self.model.vocab_size)
+        return self.whole(state_shapes(self.max_num_seqs, self.model.vocab_size))
 
 
 def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
     """The step function of one bucket, ready to be traced."""
     names = tuple(spec.parameters())
-    model = CausalLM(spec.model, jnp.dtype(spec.dtype))
+    model = CausalLM(spec.share, jnp.dtype(spec.dtype))
 
     def step(
-        params: tuple[Array, ...], kv: tuple[Array, ...], state: SlotState, batch: Array
+        params: tuple[Array, ...], kv: tuple[Array, ...], state: SlotState, batch: Array, mask: Array
     ) -> tuple[tuple[Array, ...], SlotState, StepOutput]:
         slot, start, length = batch[:, Header.SLOT], batch[:, Header.START], batch[:, Header.LENGTH]
         if isinstance(bucket, GenerateBucket):
@@ -116,7 +132,7 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
 
         logits = head(jnp.take_along_axis(hidden, length[:, None, None] - 1, axis=1, mode="promise_in_bounds")[:, 0])
         adjusted = adjust(logits, state, slot, _adjustment(batch), branches=spec.branches)
-        sampled = sample(adjusted, _sampling(batch), branches=spec.branches)
+        sampled = sample(adjusted, _sampling(batch, mask), branches=spec.branches)
         scores = score(logits, sampled, batch[:, Header.LOGPROBS], branches=spec.branches, kind=spec.top_k)
         prompt_scores = None
         if scores_prompts(spec, bucket):
@@ -132,8 +148,8 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
 
 
 def make_blank(spec: GraphSpec) -> tuple[tuple[Array, ...], SlotState]:
-    """What the device keeps between steps, zeroed."""
-    kv, state = jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), (spec.kv(), spec.state()))
+    """What a device keeps between steps, zeroed."""
+    kv, state = jax.tree.map(lambda array: jnp.zeros(part(array).shape, array.dtype), (spec.kv(), spec.state()))
     return kv, state
 
 
@@ -148,71 +164,76 @@ class Entry(NamedTuple):
     Args:
         function: the function; its arguments are flat, or tuples of arrays.
         arguments: their shapes.
+        results: shapes of what it gives; nothing is traced to know them.
         donated: positions of the arguments that the graph updates in place.
     """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
+    results: Any
     donated: tuple[int, ...]
 
 
 def entry(spec: GraphSpec, bucket: Bucket | UpkeepBucket) -> Entry:
-    """The function of one graph and what it takes."""
+    """The function of one graph, what it takes and what it gives."""
+    graph = _entry(spec, bucket)
+    return graph._replace(function=on_each_device(graph.function, graph.arguments, graph.results))
+
+
+def _entry(spec: GraphSpec, bucket: Bucket | UpkeepBucket) -> Entry:
+    """As `entry`, but the function is what one device runs, with its parts."""
     if bucket == COPY:
-        blocks = jax.ShapeDtypeStruct((COPIES,), jnp.int32)
-        return Entry(copy_blocks, (spec.kv(), blocks, blocks), (0,))
+        blocks = spec.whole(jax.ShapeDtypeStruct((COPIES,), jnp.int32))
+        return Entry(copy_blocks, (spec.kv(), blocks, blocks), spec.kv(), (0,))
     state = spec.state()
     if bucket == BLANK:
-        return Entry(partial(make_blank, spec), (), ())
+        return Entry(partial(make_blank, spec), (), (spec.kv(), state), ())
     if bucket == SEAT:
-        slot, *rows = (jax.ShapeDtypeStruct(table.shape[1:], table.dtype) for table in state)
-        return Entry(seat, (state, slot, *rows), (0,))
+        slot, *rows = spec.whole([jax.ShapeDtypeStruct(table.shape[1:], table.dtype) for table in state])
+        return Entry(seat, (state, slot, *rows), state, (0,))
     assert not isinstance(bucket, UpkeepBucket)
-    batch = jax.ShapeDtypeStruct((bucket.rows, row_width(bucket)), jnp.int32)
-    return Entry(make_step(spec, bucket), (tuple(spec.parameters().values()), spec.kv(), state, batch), (1, 2))
+    batch = spec.whole(jax.ShapeDtypeStruct((bucket.rows, row_width(bucket)), jnp.int32))
+    mask = spec.whole(jax.ShapeDtypeStruct((bucket.rows, mask_width(spec.model.vocab_size)), jnp.int32))
+    arguments = (tuple(spec.parameters().values()), spec.kv(), state, batch, mask)
+    return Entry(make_step(spec, bucket), arguments, (spec.kv(), state, _output(spec, bucket)), (1, 2))
 
 
-def results(spec: GraphSpec, bucket: Bucket | UpkeepBucket) -> Any:
-    """Shapes of what one graph gives; nothing is traced to know them."""
-    if bucket == COPY:
-        return spec.kv()
-    if bucket == BLANK:
-        return spec.kv(), spec.state()
-    if bucket == SEAT:
-        return spec.state()
-    assert not isinstance(bucket, UpkeepBucket)
+def _output(spec: GraphSpec, bucket: Bucket) -> StepOutput:
     tokens = jax.ShapeDtypeStruct((bucket.rows,), jnp.int32)
     scores = jax.ShapeDtypeStruct((bucket.rows, SCORE_WIDTH), jnp.int32)
     prompt_scores = None
     if isinstance(bucket, ContextBucket) and scores_prompts(spec, bucket):
         prompt_scores = jax.ShapeDtypeStruct((bucket.rows, bucket.length, SCORE_WIDTH), jnp.int32)
-    return spec.kv(), spec.state(), StepOutput(tokens, scores, prompt_scores)  # type: ignore[arg-type]
+    return spec.whole(StepOutput(tokens, scores, prompt_scores))  # type: ignore[arg-type]
 
 
-def lower(spec: GraphSpec, bucket: Bucket | UpkeepBucket, device: Device) -> jax.stages.Lowered:
-    """Trace and lower one graph for `device`."""
-    return lower_entry(entry(spec, bucket), device)
+def lower(spec: GraphSpec, bucket: Bucket | UpkeepBucket, devices: Sequence[Device]) -> jax.stages.Lowered:
+    """Trace and lower one graph for `devices`."""
+    return lower_entry(entry(spec, bucket), devices)
 
 
 def lower_for(spec: GraphSpec, bucket: Bucket | UpkeepBucket, jax_name: str) -> jax.stages.Lowered:
     """Trace and lower one graph for a platform that need not be here, by JAX's name of it. The result is to be read, not compiled."""
-    function, arguments, donated = entry(spec, bucket)
-    return jax.jit(function, donate_argnums=donated, keep_unused=True).trace(*arguments).lower(lowering_platforms=(jax_name,))
+    function, arguments, results, donated = entry(spec, bucket)
+    # Donated arguments go to results of the same place, so where there are several, places must be known.
+    places = None if spec.tensor_parallel_size == 1 else jax.tree.map(lambda array: array.sharding, results)
+    jitted = jax.jit(function, donate_argnums=donated, keep_unused=True, out_shardings=places)
+    return jitted.trace(*arguments).lower(lowering_platforms=(jax_name,))
 
 
-def lower_entry(graph: Entry, device: Device) -> jax.stages.Lowered:
-    """Trace and lower a function for `device`. The weights and what is donated are there, and so are the results; what the host sends
-    has no place yet.
+def lower_entry(graph: Entry, devices: Sequence[Device]) -> jax.stages.Lowered:
+    """Trace and lower a function for `devices`. The weights and what is donated are there, and so are the results; what the host sends
+    has no place yet, unless it is to be on several.
     """
-    place = SingleDeviceSharding(device)
+    function, arguments, results, donated = graph
 
-    def on_device(array: Any) -> Any:
-        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
+    def on_devices(array: Any) -> Any:
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding(array, devices))
 
-    function, arguments, donated = graph
-    kept = (*donated, 0)
-    placed = (jax.tree.map(on_device, argument) if at in kept else argument for at, argument in enumerate(arguments))
-    return jax.jit(function, donate_argnums=donated, keep_unused=True, out_shardings=place).lower(*placed)
+    kept = (*donated, 0) if len(devices) == 1 else range(len(arguments))
+    placed = (jax.tree.map(on_devices, argument) if at in kept else argument for at, argument in enumerate(arguments))
+    places = jax.tree.map(lambda array: sharding(array, devices), results)
+    return jax.jit(function, donate_argnums=donated, keep_unused=True, out_shardings=places).lower(*placed)
 
 
 def _as_float(column: Array) -> Array:
@@ -229,7 +250,7 @@ def _adjustment(batch: Array) -> AdjustmentRows:
     )
 
 
-def _sampling(batch: Array) -> SamplingRows:
+def _sampling(batch: Array, mask: Array) -> SamplingRows:
     seed = jnp.stack((batch[:, Header.SEED_LOW], batch[:, Header.SEED_HIGH]), axis=1)
     return SamplingRows(
         temperature=_as_float(batch[:, Header.TEMPERATURE]),
@@ -239,4 +260,6 @@ def _sampling(batch: Array) -> SamplingRows:
         seed=jax.lax.bitcast_convert_type(seed, jnp.uint32),
         place=batch[:, Header.PLACE],
         banned=batch[:, BANNED_AT:TOKENS_AT],
+        structured=batch[:, Header.STRUCTURED] != 0,
+        mask=mask,
     )

@@ -14,6 +14,7 @@ import jax
 
 from xlaserve.buckets.graphs import GraphSpec
 from xlaserve.platforms.cpu import cpu_features
+from xlaserve.platforms.mesh import AXIS
 from xlaserve.platforms.platform import Platform
 
 _PLUGINS = {
@@ -32,10 +33,10 @@ def program_key(spec: GraphSpec, platform: str) -> dict[str, Any]:
     kv = spec.kv()
     return {
         "platform": platform,
-        "mesh": {"devices": 1},
+        "mesh": {AXIS: spec.tensor_parallel_size},
         "kv": {"arrays": len(kv), "shape": list(kv[0].shape), "dtype": str(kv[0].dtype)},
         "jax_config": {name: jax.config.values[name] for name in ("jax_default_matmul_precision", "jax_enable_x64")},
-        **asdict(spec),
+        **{name: value for name, value in asdict(spec).items() if name != "tensor_parallel_size"},
         "source": _source_digest(),
     }
 

@@ -16,12 +16,13 @@ import msgspec
 
 from xlaserve.errors import ArtifactError
 
-SCHEMA = 2
+SCHEMA = 3
 NAME = "manifest.json"
 _SHOWN = 3
 
 GraphName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]+$")]
 MachineId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}$")]
+ReportName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]+$")]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -75,6 +76,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         program: what every graph depends on.
         machines: what executables depend on besides, by id.
         graphs: every graph by name.
+        reports: the lint's report for each kind of device that the graphs have been linted for, by its name.
     """
 
     schema: int
@@ -82,6 +84,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     program: dict[str, Any]
     machines: dict[MachineId, dict[str, Any]]
     graphs: dict[GraphName, GraphRecord]
+    reports: dict[ReportName, FileRecord] = {}
 
     def machine(self, here: Mapping[str, Any]) -> MachineId:
         """The recorded machine whose executables run on this one.

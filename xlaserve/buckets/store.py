@@ -3,6 +3,7 @@
     manifest.json                 what the rest is (`xlaserve.buckets.manifest`)
     GRAPH.stablehlo               portable form
     GRAPH.MACHINE.xla             executable
+    lint-TARGET.json              what the lint says of all graphs for a kind of device
     costs-*.json                  measured costs of a set of executables
     locks/                        empty files that processes lock while they make a graph
 
@@ -22,6 +23,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from xlaserve.buckets.manifest import (
     NAME,
@@ -88,6 +91,11 @@ class Verdict:
         )
 
 
+@dataclass(slots=True)
+class _Change:
+    manifest: Manifest
+
+
 class GraphStore:
     """One artifact directory, seen from one program on one machine.
 
@@ -133,6 +141,18 @@ class GraphStore:
         record = manifest.graphs.get(graph, GraphRecord()).executables.get(machine)
         return None if record is None else self._read(executable_name(graph, machine), record.file)
 
+    def memory(self, graph: str) -> dict[str, int]:
+        """The compiler's analysis of the executable that `executable` gives, as it was recorded; empty where there is none.
+
+        Raises:
+            ArtifactError: as `executable`.
+        """
+        manifest = self._manifest()
+        if manifest is None:
+            return {}
+        record = manifest.graphs.get(graph, GraphRecord()).executables.get(manifest.machine(self._machine))
+        return {} if record is None else record.memory
+
     def stablehlo(self, graph: str) -> bytes | None:
         """The portable form of `graph`, or None where there is none.
 
@@ -166,14 +186,8 @@ class GraphStore:
             OSError: it cannot be written.
         """
         machine = digest(self._machine, 8)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with self.lock("manifest"):
-            try:
-                manifest = self._manifest()
-            except ArtifactError:
-                self.check_place()
-                manifest = None  # damaged: begun anew
-            manifest = manifest or Manifest(SCHEMA, plain(self._about()), self._program, {}, {})
+        with self._changing() as change:
+            manifest = change.manifest
             record = manifest.graphs.get(graph, GraphRecord())
             machines, executables = dict(manifest.machines), dict(record.executables)
             kept = record.stablehlo
@@ -185,7 +199,37 @@ class GraphStore:
                 executables[machine] = ExecutableRecord(FileRecord.of(executable), round(seconds, 3), dict(memory or {}))
                 machines[machine] = self._machine
             graphs = {**manifest.graphs, graph: GraphRecord(kept, executables)}
-            _write(self.directory / NAME, encode(Manifest(SCHEMA, manifest.about, manifest.program, machines, graphs)))
+            change.manifest = msgspec.structs.replace(manifest, machines=machines, graphs=graphs)
+
+    def save_report(self, target: str, content: bytes) -> None:
+        """Keep the lint's report on all graphs for one kind of device.
+
+        Args:
+            target: its name.
+            content: of the file.
+
+        Raises:
+            ArtifactError: the directory holds another program.
+            OSError: it cannot be written.
+        """
+        with self._changing() as change:
+            _write(self.directory / report_name(target), content)
+            reports = {**change.manifest.reports, target: FileRecord.of(content)}
+            change.manifest = msgspec.structs.replace(change.manifest, reports=reports)
+
+    @contextmanager
+    def _changing(self) -> Generator[_Change]:
+        """The manifest, begun where there is none, while nobody else changes it; what it is afterwards is written."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with self.lock("manifest"):
+            try:
+                manifest = self._manifest()
+            except ArtifactError:
+                self.check_place()
+                manifest = None  # damaged: begun anew
+            change = _Change(manifest or Manifest(SCHEMA, plain(self._about()), self._program, {}, {}))
+            yield change
+            _write(self.directory / NAME, encode(change.manifest))
 
     def check_place(self) -> None:
         """ArtifactError where the directory holds another program, which must not be overwritten; a damaged manifest is no such thing."""
@@ -279,6 +323,11 @@ def stablehlo_name(graph: str) -> str:
 def executable_name(graph: str, machine: str) -> str:
     """Name of the file of a graph's executable for one machine."""
     return f"{graph}.{machine}.xla"
+
+
+def report_name(target: str) -> str:
+    """Name of the file of the lint's report for one kind of device."""
+    return f"lint-{target}.json"
 
 
 def executable_digest(content: bytes) -> str:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from xlaserve.errors import ConfigError
+from xlaserve.platforms.neuron_targets import TARGETS as NEURON_TARGETS
+from xlaserve.platforms.neuron_targets import Target as NeuronTarget
 from xlaserve.platforms.platform import Device, Platform
 from xlaserve.platforms.registry import platforms
-
-_GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,41 +86,48 @@ TARGETS: dict[str, Target] = {
         ghz=1.41,
         capability="major: 8 minor: 0",
     ),
-    "trn1": Target("neuron", "trn1", 16 * _GIB),
-    "trn2": Target("neuron", "trn2", 24 * _GIB),
-    "inf2": Target("neuron", "inf2", 16 * _GIB),
+    **{name: Target("neuron", name, chip.memory) for name, chip in NEURON_TARGETS.items()},
 }
 
 
 class TargetPlatform(Platform):
     """A platform as one of its devices would have it, on a machine that need not have any."""
 
-    __slots__ = ("_device", "_target")
+    __slots__ = ("_devices", "_target")
 
-    def __init__(self, platform: Platform, target: Target) -> None:
+    def __init__(self, platform: Platform, target: Target, devices: int) -> None:
         super().__init__(**{field.name: getattr(platform, field.name) for field in fields(Platform)})
         object.__setattr__(self, "_target", target)
-        object.__setattr__(self, "_device", _compile_only_device(target))
+        object.__setattr__(self, "_devices", _compile_only_devices(target, devices))
 
     def devices(self) -> list[Device]:
-        """One device that can be compiled for, or an `AbsentDevice`."""
-        return [self._device]
+        """Devices that can be compiled for, or as many of `AbsentDevice`."""
+        return self._devices
+
+    def joined_devices(self) -> tuple[int, ...] | None:
+        """Numbers of cores that Neuron's runtime joins; cards are joined in any number."""
+        return NEURON_TARGETS[self._target.device_kind].parallel if self._target.platform == "neuron" else None
 
     def memory(self) -> int:
         """Bytes of the target's memory."""
         return self._target.memory
+
+    def lint_target(self) -> NeuronTarget | None:
+        """The chip, where it is one of Neuron's."""
+        return NEURON_TARGETS.get(self._target.device_kind)
 
     def fingerprint(self) -> dict[str, Any]:
         """As the device would have it. The version that its client reports is not known here."""
         return {"device_kind": self._target.device_kind, "platform_version": None}
 
 
-def target_platform(platform: str | None, target: str) -> TargetPlatform:
+def target_platform(platform: str | None, target: str, devices: int = 1) -> TargetPlatform:
     """The platform of a target.
 
     Args:
         platform: its name, or None for the one that the target belongs to.
         target: one of `TARGETS`.
+        devices: how many of it there are to be.
 
     Raises:
         ConfigError: there is no such target, or it is of another platform.
@@ -130,22 +137,23 @@ def target_platform(platform: str | None, target: str) -> TargetPlatform:
     found = TARGETS[target]
     if platform not in (None, found.platform):
         raise ConfigError(f"target {target} is of the platform {found.platform}, not of {platform}.")
-    return TargetPlatform(platforms()[found.platform], found)
+    return TargetPlatform(platforms()[found.platform], found, devices)
 
 
-def _compile_only_device(target: Target) -> Device:
+def _compile_only_devices(target: Target, count: int) -> list[Device]:
     if not target.config:
         reason = "neuronx-cc compiles it through the Neuron plugin, at the first start on a machine that has the device"
-        return AbsentDevice(target.device_kind, reason)
+        return [AbsentDevice(target.device_kind, reason)] * count
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # the plugin would look for a driver
     import jax
     from jax.experimental import topologies
 
     jax.devices("cpu")  # finds the plugins
-    one = "1x1x1"
+    shape = f"1x1x{count}"  # partitions of hosts, hosts in each, cards in each of these
+    name, described = f"nvidia:{shape}", target.config
     try:
-        topology = topologies.get_topology_desc(topology_name=f"nvidia:{one}", platform="cuda", target_config=target.config, topology=one)
+        topology = topologies.get_topology_desc(topology_name=name, platform="cuda", target_config=described, topology=shape)
     except (NotImplementedError, RuntimeError) as error:
         install = "JAX's CUDA plugin is not installed: pip install 'xlaserve[cuda13]' brings what compiles for a card without one"
-        return AbsentDevice(target.device_kind, f"{install} ({error})")
-    return topology.devices[0]
+        return [AbsentDevice(target.device_kind, f"{install} ({error})")] * count
+    return list(topology.devices)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xlaserve.errors import ArtifactError
 
@@ -70,7 +71,7 @@ def _list(root: Path) -> int:
 
 
 def _show(directory: Path) -> int:
-    from xlaserve.buckets.directories import load
+    from xlaserve.buckets.directories import load, reports
 
     manifest = load(directory)
     print(directory)
@@ -79,7 +80,20 @@ def _show(directory: Path) -> int:
     for machine, facts in sorted(manifest.machines.items()):
         _table(f"machine {machine}", facts)
     _graphs(manifest)
+    for target, report in reports(directory).items():
+        print(f"lint {target}: {lint_line(report)}")
     return 0
+
+
+def lint_line(report: Mapping[str, Any]) -> str:
+    """A lint's report as one line: whether graphs are fit for its target, and how many findings of each kind there are.
+
+    Args:
+        report: as `Report.as_json` gives it.
+    """
+    counts: Mapping[str, int] = report.get("counts", {})
+    found = ", ".join(f"{number} {kind}" for kind, number in counts.items())
+    return f"{'NOT FIT' if counts.get('error') else 'fit'}: {len(report.get('graphs', ()))} graphs, {found}"
 
 
 def _table(title: str, facts: dict[str, object]) -> None:

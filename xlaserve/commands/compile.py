@@ -1,14 +1,23 @@
 """Compile every graph that `serve` with the same flags would need, measure them, and keep all in the compile cache, or with -o in a
-directory that `serve --artifacts` loads. With --target for a device that need not be here. Loads no weights.
+directory that `serve --artifacts` loads. With --target for a device that need not be here. Loads no weights. Graphs for Neuron are linted
+too: the exit status is 1 where that finds an error.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from xlaserve.commands.artifacts import lint_line
 from xlaserve.commands.engine_flags import add_engine_arguments, engine_options
 from xlaserve.errors import ConfigError
+
+if TYPE_CHECKING:
+    from xlaserve.engine.artifacts import Stores
+    from xlaserve.engine.build import Plan
+    from xlaserve.engine.config import EngineConfig
 
 SUMMARY = "compile a model's graphs ahead of serving it"
 
@@ -24,27 +33,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the plan, each graph as it is ready, where the graphs are kept, and what running them costs."""
-    from xlaserve.buckets.targets import AbsentDevice, target_platform
-    from xlaserve.engine.build import compile_graphs, export_graphs, make_plan, measure_costs, open_stores
+    from xlaserve.buckets.targets import target_platform
+    from xlaserve.engine.build import make_plan, open_stores
     from xlaserve.engine.config import EngineConfig
 
     config = EngineConfig(model=args.model, **engine_options(args))
     if args.output and config.artifacts:
         raise ConfigError("-o and --artifacts exclude each other: what is loaded from one directory would be missing in the other.")
-    plan = make_plan(config, target_platform(config.device, args.target) if args.target else None)
+    devices = config.tensor_parallel_size or 1
+    plan = make_plan(config, target_platform(config.device, args.target, devices) if args.target else None)
     _say(plan.describe())
     stores = open_stores(plan, config, _say, Path(args.output).expanduser() if args.output else None)
+    _make(plan, stores, config, measured=not args.target)
+    return _lint(plan, stores)
+
+
+def _make(plan: Plan, stores: Stores, config: EngineConfig, *, measured: bool) -> None:
+    """Compile the graphs; where what compiles them is not here, keep their StableHLO."""
+    from xlaserve.buckets.targets import AbsentDevice
+    from xlaserve.engine.build import compile_graphs, export_graphs, measure_costs
+
     device = plan.platform.devices()[0]
     if isinstance(device, AbsentDevice):
         _say(f"only StableHLO is made here: {device.reason}")
         export_graphs(plan, stores, _say)
-        return 0
+        return
     graphs = compile_graphs(plan, stores, config, _say)
-    if not args.target:
+    if measured:
         measure_costs(plan, stores, graphs, _say)
     compiled = sum(graph.source != "loaded" for graph in graphs.values())
     _say(f"{len(graphs)} graphs are ready, {compiled} of them compiled now")
-    return 0
+
+
+def _lint(plan: Plan, stores: Stores) -> int:
+    """Lint the graphs where the platform has a profile for that, and keep the report beside them; 1 where there are errors."""
+    target = plan.platform.lint_target()
+    if target is None:
+        return 0
+    from xlaserve.buckets.lint.ladder_lint import lint_ladder
+
+    report = lint_ladder(plan.spec, plan.ladder, (target,), plan.platform.jax_name)[0]
+    stores.cache.save_report(target.name, json.dumps(report.as_json(), indent=1).encode())
+    for finding in report.findings:
+        if finding.severity == "error":
+            _say(f"{finding.severity} {finding.rule}: {finding.message} ({', '.join(finding.graphs)})")
+    _say(f"lint {target.name}: {lint_line(report.as_json())}")
+    return 1 if report.count("error") else 0
 
 
 def _say(line: str) -> None:

@@ -25,6 +25,7 @@ ENGINE_FIELDS = (
     "max_num_batched_tokens",
     "block_size",
     "num_blocks",
+    "tensor_parallel_size",
     "memory_utilization",
     "context_buckets",
     "generate_buckets",
@@ -38,6 +39,7 @@ ENGINE_FIELDS = (
     "max_queued_tokens",
     "scheduling_policy",
     "stall_timeout",
+    "grammar_timeout",
     "enable_prefix_caching",
     "async_scheduling",
     "kv_events",
@@ -111,6 +113,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-num-batched-tokens", type=size, metavar="N", help="most prompt tokens computed in one step")
     group.add_argument("--block-size", type=whole, metavar="N", help="tokens per KV cache block")
     group.add_argument("--num-blocks", type=size, metavar="N", help="KV cache blocks (default: what fits into memory)")
+    devices = "devices to split the model over (default: 1)"
+    group.add_argument("--tensor-parallel-size", "-tp", type=whole, metavar="N", help=devices)
     memory = "share of the device's memory to fill (default: 0.9; on cpu, a sixteenth of the memory for the KV cache)"
     group.add_argument("--memory-utilization", type=share, metavar="F", help=memory)
     context = "chunk lengths in tokens to have context graphs for, such as 128,512,2048 (default: factors of two)"
@@ -130,6 +134,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--scheduling-policy", choices=("fcfs", "priority"), default="fcfs", help=policy)
     stall = "seconds of work without progress before /health says 503 (default: 300)"
     group.add_argument("--stall-timeout", type=whole, default=300, metavar="S", help=stall)
+    grammar = "seconds that the schema or grammar of a structured output may take to compile (default: 5)"
+    group.add_argument("--grammar-timeout", type=whole, default=5, metavar="S", help=grammar)
     prefix = "reuse what has been computed for prompts that begin alike (default: on)"
     group.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True, help=prefix)
     events = "publish over ZeroMQ what the prefix cache holds and loses, with vLLM's options (extra: kv-events)"

@@ -14,6 +14,7 @@ from xlaserve.commands.engine_flags import add_engine_arguments, engine_options
 from xlaserve.commands.server_flags import add_server_arguments, server_settings
 
 if TYPE_CHECKING:
+    from xlaserve.engine.engine_spawn import Spawned
     from xlaserve.server.engine import Engine
 
 SUMMARY = "serve a model over HTTP, OpenAI-compatible"
@@ -29,6 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until a signal; see `xlaserve.server.lifecycle.serve`."""
+    from xlaserve.engine.engine_spawn import spawn_engine
+
+    with spawn_engine() as spawned:  # first of all: it imports JAX while this process imports the server
+        return _serve(args, spawned)
+
+
+def _serve(args: argparse.Namespace, spawned: Spawned) -> int:
     from xlaserve.engine.log_format import log_to_stderr
     from xlaserve.server.lifecycle import Progress, serve
     from xlaserve.server.listener import address, bind
@@ -47,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         from xlaserve.engine.config import EngineConfig
         from xlaserve.engine.engine_process import start_engine
 
-        return await start_engine(EngineConfig(model=args.model, **engine_options(args)), progress)
+        return await start_engine(EngineConfig(model=args.model, **engine_options(args)), progress, spawned)
 
     return serve(listener, settings, start, lambda engine: say(_welcome(engine, url, guarded=bool(settings.api_keys))), say)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from xlaserve.commands.chat_flags import add_chat_arguments, chat_settings
 from xlaserve.commands.engine_flags import size
 
 if TYPE_CHECKING:
@@ -23,10 +24,13 @@ _CLIENT_CERTS: dict[str, Literal["none", "optional", "required"]] = {
     "required": "required",
 }
 
+_MAX_DIGITS = 9
+
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the server's flags."""
     _add_listening(parser.add_argument_group("server"))
+    add_chat_arguments(parser)
     _add_security(parser.add_argument_group("security"))
     _add_logs(parser.add_argument_group("logs and traces"))
 
@@ -58,13 +62,14 @@ def server_settings(args: argparse.Namespace, environ: Mapping[str, str] = os.en
         max_body_size=args.max_body_size,
         shutdown_timeout=args.shutdown_timeout,
         send_timeout=args.send_timeout,
+        max_stored_responses=args.max_stored_responses,
+        max_stored_bytes=args.max_stored_bytes,
         access_log=args.access_log,
         log_requests=args.enable_log_requests,
         max_log_len=args.max_log_len,
         otlp_traces_endpoint=args.otlp_traces_endpoint,
-        max_stored_responses=args.max_stored_responses,
-        max_stored_bytes=args.max_stored_bytes,
         page=args.page,
+        chat=chat_settings(args),
         dev_endpoints=args.dev_endpoints,
         profile_dir=None if args.profile_dir is None else str(Path(args.profile_dir).expanduser().resolve()),
     )
@@ -83,8 +88,9 @@ def _add_listening(group: Any) -> None:
     group.add_argument(
         "--send-timeout", type=_seconds, default=60.0, metavar="S", help="seconds a client may leave its stream unread (default: 60)"
     )
-    stored = "responses of /v1/responses kept in memory (default: 1024)"
-    group.add_argument("--max-stored-responses", type=_count, default=1024, metavar="N", help=stored)
+    group.add_argument(
+        "--max-stored-responses", type=_count, default=1024, metavar="N", help="responses of /v1/responses kept in memory (default: 1024)"
+    )
     group.add_argument(
         "--max-stored-bytes", type=size, default=256 * 1024**2, metavar="BYTES", help="most memory that they take (default: 256M)"
     )
@@ -179,7 +185,7 @@ def _port(text: str) -> int:
 
 
 def _count(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or len(text) > 9:
+    if not text.isascii() or not text.isdecimal() or len(text) > _MAX_DIGITS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 

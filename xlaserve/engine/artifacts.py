@@ -20,7 +20,8 @@ from xlaserve.models.checkpoint import Checkpoint
 from xlaserve.models.gguf import GgufFile
 from xlaserve.platforms.platform import Platform
 
-_SIZES = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_blocks")
+_SIZES = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_blocks", "tensor_parallel_size")
+_LISTS = ("context_buckets", "generate_buckets")
 _TOKENIZER_FILES = ("tokenizer*.json", "tokenizer.model", "chat_template*", "special_tokens_map.json")
 
 
@@ -43,21 +44,26 @@ class Stores:
 
 
 def adopt_sizes(config: EngineConfig) -> EngineConfig:
-    """The config with every size that the user left open as the artifacts have it: graphs of other sizes would not be found there.
+    """The config with every size and list of buckets that the user left open as the artifacts have it: graphs of other sizes would not be
+    found there.
 
     Raises:
-        ConfigError: the directory holds no artifacts.
+        ConfigError: the directory holds no artifacts, or sizes that cannot be.
     """
     manifest = _artifacts(config)
     if manifest is None:
         return config
-    sizes: dict[str, Any] = manifest.about.get("sizes") or {}
+    sizes, lists = _table(manifest, "sizes"), _table(manifest, "buckets")
     taken: dict[str, Any] = {name: sizes.get(name) for name in _SIZES if getattr(config, name) is None}
+    taken |= {name: lists.get(name) for name in _LISTS if getattr(config, name) is None}
     if config.dtype == "auto" and "dtype" in sizes:
         taken["dtype"] = sizes["dtype"]
     if config.device is None:
         taken["device"] = manifest.program.get("platform")
-    return replace(config, **taken)
+    try:
+        return replace(config, **taken)
+    except ConfigError as error:
+        raise ConfigError(f"artifacts: {config.artifacts}: {error}") from error
 
 
 def stores_of(
@@ -88,7 +94,8 @@ def stores_of(
     program, machine = program_key(spec, platform.name), machine_key(platform)
 
     def about() -> dict[str, Any]:
-        return {"xlaserve": __version__, "model": name, **_identity(checkpoint), "sizes": asdict(limits)}
+        lists = {field: getattr(config, field) for field in _LISTS}
+        return {"xlaserve": __version__, "model": name, **_identity(checkpoint), "sizes": asdict(limits), "buckets": lists}
 
     root = Path(config.compile_cache).expanduser() if config.compile_cache else None
     cache = GraphStore(output or cache_directory(root, name, program), program, machine, about)
@@ -99,6 +106,11 @@ def stores_of(
         artifacts = GraphStore(Path(config.artifacts).expanduser(), program, machine)
         _compare(config, checkpoint, progress)
     return Stores(artifacts, cache)
+
+
+def _table(manifest: Manifest, name: str) -> dict[str, Any]:
+    found = manifest.about.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _compare(config: EngineConfig, checkpoint: Checkpoint, progress: Callable[[str], None]) -> None:

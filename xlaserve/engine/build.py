@@ -15,8 +15,9 @@ from xlaserve.buckets.ladder import BLANK, Bucket, Ladder, UpkeepBucket, make_la
 from xlaserve.buckets.layout import MAX_EOS_IDS
 from xlaserve.engine.artifacts import Stores, adopt_sizes, stores_of
 from xlaserve.engine.calibration import calibrate
-from xlaserve.engine.config import EngineConfig, Limits, settle, settle_dtype
+from xlaserve.engine.config import EngineConfig, Limits, settle, settle_dtype, settle_shards
 from xlaserve.engine.core import EngineCore
+from xlaserve.engine.grammar import Grammars
 from xlaserve.engine.graph_table import GraphOrigin, GraphTable
 from xlaserve.engine.kv_publisher import KVPublisher
 from xlaserve.engine.messages import EngineInfo
@@ -26,12 +27,13 @@ from xlaserve.errors import UnsupportedModelError
 from xlaserve.models.checkpoint import Checkpoint, open_checkpoint
 from xlaserve.models.config import ModelConfig
 from xlaserve.models.decoder import parameter_shapes
-from xlaserve.models.layers import fused_rows
+from xlaserve.models.layers import checkpoint_rows
 from xlaserve.models.registry import model_config
 from xlaserve.models.weights import load_weights, placeholder_weights
 from xlaserve.paged.block_pool import BlockPool
 from xlaserve.paged.kv_events import KVEventLog
-from xlaserve.platforms.platform import Platform
+from xlaserve.platforms.mesh import part_shape
+from xlaserve.platforms.platform import Device, Platform
 from xlaserve.platforms.registry import select_platform
 
 Progress = Callable[[str], None]
@@ -50,7 +52,7 @@ class Plan:
         limits: its sizes.
         ladder: its buckets.
         spec: what its graphs have in common.
-        weight_bytes: what its weights take.
+        weight_bytes: what its weights take on one device.
     """
 
     name: str
@@ -69,7 +71,7 @@ class Plan:
         return "\n".join(
             (
                 f"model     {self.name} ({model.family}, {model.num_layers} layers, {self.weight_bytes / 2**20:,.0f} MiB, {limits.dtype})",
-                f"platform  {self.platform.name} ({self.platform.devices()[0].device_kind})",
+                f"platform  {self.platform.name} ({self._devices()})",
                 f"memory    {limits.memory.describe()}",
                 (
                     f"KV cache  {limits.kv_tokens:,} tokens in {limits.num_blocks - 1:,} blocks of {limits.block_size}: "
@@ -79,6 +81,15 @@ class Plan:
                 f"graphs    {len(self.ladder.context)} for context encoding, {len(self.ladder.generate)} for token generation",
             )
         )
+
+    @property
+    def devices(self) -> list[Device]:
+        """Where it runs, in the order of the mesh."""
+        return self.platform.first_devices(self.limits.tensor_parallel_size)
+
+    def _devices(self) -> str:
+        kind, count = self.devices[0].device_kind, self.limits.tensor_parallel_size
+        return kind if count == 1 else f"the model split over {count} devices, {kind}; memory is what one of them has"
 
     def info(self) -> EngineInfo:
         """What the user's side must know of the engine."""
@@ -123,7 +134,8 @@ def make_plan(config: EngineConfig, platform: Platform | None = None) -> Plan:
         ConfigError: the sizes do not fit the model, the platform or the memory.
     """
     config = adopt_sizes(config)
-    platform = (platform or select_platform(config.device, config.memory_utilization)).configured(config.neuron)
+    platform = platform or select_platform(config.device, config.memory_utilization, config.tensor_parallel_size or 1)
+    platform = platform.configured(config.neuron)
     checkpoint = open_checkpoint(config.model)
     model = model_config(checkpoint.config)
     limits, ladder, spec, weight_bytes = plan_graphs(config, model, platform)
@@ -132,13 +144,14 @@ def make_plan(config: EngineConfig, platform: Platform | None = None) -> Plan:
 
 
 def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) -> tuple[Limits, Ladder, GraphSpec, int]:
-    """Sizes, buckets, what graphs have in common, and the bytes of the weights.
+    """Sizes, buckets, what graphs have in common, and the bytes of the weights on one device.
 
     Raises:
         ConfigError: the sizes do not fit the model, the platform or the memory.
     """
     dtype = settle_dtype(config, platform)
-    weight_bytes = sum(prod(p.shape) * p.dtype.itemsize for p in parameter_shapes(model, dtype).values())
+    share = model.shard(settle_shards(config, model, platform))
+    weight_bytes = sum(prod(part_shape(p)) * p.dtype.itemsize for p in parameter_shapes(share, dtype).values())
     limits = settle(config, model, platform, weight_bytes)
     ladder = make_ladder(
         max_model_len=limits.max_model_len,
@@ -158,6 +171,7 @@ def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) ->
         attention=platform.attention,
         branches=platform.branches,
         top_k=platform.top_k,
+        tensor_parallel_size=limits.tensor_parallel_size,
     )
     return limits, ladder, spec, weight_bytes
 
@@ -187,7 +201,7 @@ def compile_graphs(
     compiler = Compiler(
         plan.spec,
         plan.platform.jax_name,
-        plan.platform.devices()[0],
+        plan.devices,
         stores.cache,
         artifacts=stores.artifacts,
         only=config.artifacts_only,
@@ -214,7 +228,7 @@ def compile_graphs(
     if any(graph.source != "loaded" for graph in graphs.values()):
         progress(f"graphs are kept in {stores.cache.directory}")
     # What BLANK gives is the KV cache itself, where there is none.
-    found = {graph.bucket.name: workspace_of(graph.run) for graph in graphs.values() if graph.bucket != BLANK}
+    found = {graph.bucket.name: workspace_of(graph.memory) for graph in graphs.values() if graph.bucket != BLANK}
     if needs := {name: workspace for name, workspace in found.items() if workspace is not None}:
         largest = max(needs, key=needs.__getitem__)
         progress(f"memory    {plan.limits.memory.compare(needs[largest], largest)}")
@@ -248,7 +262,7 @@ def measure_costs(plan: Plan, stores: Stores, graphs: dict[Bucket | UpkeepBucket
 
     def measure() -> dict[Bucket, int]:
         def load() -> tuple[Array, ...]:
-            return placeholder_weights(plan.spec.parameters(), plan.platform.devices()[0])
+            return placeholder_weights(plan.spec.parameters(), plan.devices)
 
         runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, load(), load, plan.platform.trim)
         runner.warm_up()
@@ -269,12 +283,12 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
     plan = make_plan(config)
     for line in plan.describe().splitlines():
         progress(line)
-    device = plan.platform.devices()[0]
-    parameters, rows = plan.spec.parameters(), fused_rows(plan.model)
+    devices, parameters = plan.devices, plan.spec.parameters()
+    rows = checkpoint_rows(plan.model, plan.limits.tensor_parallel_size)
     weights: list[tuple[Array, ...]] = []
 
     def load() -> tuple[Array, ...]:
-        return load_weights(plan.checkpoint, parameters, device, fused_rows=rows)
+        return load_weights(plan.checkpoint, parameters, devices, rows=rows)
 
     stores = open_stores(plan, config, progress)
     graphs = compile_graphs(plan, stores, config, progress, meanwhile=lambda: weights.append(load()))
@@ -293,8 +307,9 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
         by_priority=config.scheduling_policy == "priority",
         prefix_caching=config.enable_prefix_caching,
     )
+    grammars = Grammars(plan.checkpoint.tokenizer, plan.model.vocab_size, _eos_ids(plan.checkpoint, plan.model))
     table = GraphTable(plan.ladder, {graph.bucket.name: GraphOrigin(graph.source, graph.seconds) for graph in graphs.values()})
-    core = EngineCore(scheduler, runner, pool, limits.max_num_seqs, table, async_scheduling=config.async_scheduling)
+    core = EngineCore(scheduler, runner, pool, limits.max_num_seqs, table, grammars=grammars, async_scheduling=config.async_scheduling)
     return Engine(plan, core, graphs)
 
 

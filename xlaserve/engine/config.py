@@ -21,10 +21,27 @@ from xlaserve.platforms.platform import Platform
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SCHEDULING_POLICIES = ("fcfs", "priority")
-_OPTIONAL = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_blocks", "compile_threads", "max_queued_tokens")
+_OPTIONAL = (
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "block_size",
+    "num_blocks",
+    "tensor_parallel_size",
+    "compile_threads",
+    "max_queued_tokens",
+)
 _SWITCHES = ("enable_prefix_caching", "async_scheduling", "artifacts_only")
 _BUCKET_LISTS = ("context_buckets", "generate_buckets")
-_LOWEST = {**dict.fromkeys(_OPTIONAL, 1), "max_queued_requests": 1, "stall_timeout": 1, "max_model_len": 2, "num_blocks": 2, "seed": 0}
+_LOWEST = {
+    **dict.fromkeys(_OPTIONAL, 1),
+    "max_queued_requests": 1,
+    "stall_timeout": 1,
+    "grammar_timeout": 1,
+    "max_model_len": 2,
+    "num_blocks": 2,
+    "seed": 0,
+}
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -42,11 +59,12 @@ class EngineConfig:
         max_num_batched_tokens: most tokens computed in one iteration.
         block_size: tokens per KV block.
         num_blocks: KV blocks, the null block included.
+        tensor_parallel_size: devices that the model is split over; None is 1, or what the artifacts were made for.
         memory_utilization: share of the device's memory, up to 1, that weights, workspace and KV may fill together.
         context_buckets: chunk lengths in tokens that there are to be context graphs for, multiples of the block size.
         generate_buckets: lengths of context in tokens that there are to be generate graphs for, multiples of the block size; the longest
             must hold the longest sequence.
-        neuron: what the user sets of the Neuron platform; others do not look at it.
+        neuron: what the user sets of the Neuron platform; others refuse it.
         compile_cache: directory that compiled graphs are kept in.
         artifacts: directory that `xlaserve compile -o` made; graphs are loaded from there, and sizes left open are taken from it.
         artifacts_only: fail rather than compile a graph.
@@ -56,6 +74,7 @@ class EngineConfig:
         max_queued_requests: waiting sequences beyond which requests are turned away.
         max_queued_tokens: tokens of waiting prompts beyond which requests are turned away; None sets no bound.
         stall_timeout: seconds with work and without progress after which the engine counts as unhealthy.
+        grammar_timeout: seconds that compiling the form of a structured output may take.
         async_scheduling: decide the next iteration while the device computes one, and read tokens one iteration late.
         kv_events: where to publish what the prefix cache holds and loses; None publishes nothing.
         scheduling_policy: who comes first: "fcfs", in order of arrival, or "priority", by `SamplingParams.priority`, then arrival.
@@ -73,6 +92,7 @@ class EngineConfig:
     max_num_batched_tokens: int | None = None
     block_size: int | None = None
     num_blocks: int | None = None
+    tensor_parallel_size: int | None = None
     memory_utilization: float | None = None
     context_buckets: tuple[int, ...] | None = None
     generate_buckets: tuple[int, ...] | None = None
@@ -87,6 +107,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     stall_timeout: int = 300
+    grammar_timeout: int = 5
     async_scheduling: bool = True
     kv_events: KVEventsConfig | None = None
 
@@ -129,6 +150,7 @@ class Limits:
     block_size: int
     num_blocks: int
     memory: MemoryPlan
+    tensor_parallel_size: int = 1
 
     @property
     def kv_tokens(self) -> int:
@@ -143,12 +165,14 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
         config: what the user set.
         model: the model.
         platform: where it runs.
-        weight_bytes: what its weights take at the dtype in use.
+        weight_bytes: what its weights take on one device at the dtype in use.
 
     Raises:
         ConfigError: the numbers do not fit each other, the model or the memory; the message says which would.
     """
     dtype = settle_dtype(config, platform)
+    shards = settle_shards(config, model, platform)
+    share, sharing = model.shard(shards), platform.sharing(shards)
     block_size = config.block_size or platform.block_size
     if config.max_model_len is not None and config.max_model_len > model.max_position:
         raise ConfigError(
@@ -168,7 +192,7 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
             f"use --max-num-batched-tokens {max_num_seqs + block_size - 1} or more, or a smaller --max-num-seqs."
         )
     itemsize = _ITEMSIZE[dtype]
-    block_bytes = model.kv_bytes_per_token(itemsize) * block_size
+    block_bytes = share.kv_bytes_per_token(itemsize) * block_size
     widened = 4 if platform.widens(dtype) else 0
     sizes = LadderSizes(
         max_model_len=wanted_len,
@@ -180,9 +204,9 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
         generate_lengths=config.generate_buckets or (),
     )
     plan = MemoryPlan(
-        device=platform.memory(),
-        planned=platform.planned_memory(config.memory_utilization),
-        kv_limit=platform.kv_limit(config.memory_utilization),
+        device=_divided(platform.memory(), sharing),
+        planned=_divided(platform.planned_memory(config.memory_utilization), sharing),
+        kv_limit=_divided(platform.kv_limit(config.memory_utilization), sharing),
         weights=weight_bytes,
         slots=slot_bytes(max_num_seqs, model.vocab_size),
         workspace=0,
@@ -195,7 +219,7 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
         shapes = replace(sizes, max_model_len=length)
         buckets = (*shapes.context(), *shapes.generate())
         tiled = platform.attention == "tiled"
-        workspace = workspace_bytes(model, itemsize, block_size, tiled, buckets) + weight_bytes // itemsize * widened
+        workspace = workspace_bytes(share, itemsize, block_size, tiled, buckets) + weight_bytes // itemsize * widened
         return replace(plan, workspace=workspace)
 
     def room(length: int) -> int:
@@ -224,6 +248,7 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
         block_size=block_size,
         num_blocks=num_blocks,
         memory=plan,
+        tensor_parallel_size=shards,
     )
 
 
@@ -263,6 +288,30 @@ def _lengths(name: str, lengths: object) -> tuple[int, ...]:
     if not listed or any(type(length) is not int or length < 1 for length in listed) or len(set(listed)) < len(listed):
         raise ConfigError(f"{name} must be different positive whole numbers, got {lengths!r}.")
     return tuple(sorted(listed))
+
+
+def _divided(size: int | None, sharing: int) -> int | None:
+    return None if size is None else size // sharing
+
+
+def settle_shards(config: EngineConfig, model: ModelConfig, platform: Platform) -> int:
+    """The devices that the model is split over.
+
+    Raises:
+        ConfigError: the model cannot be split like that, or the platform does not join so many devices; the message says what works.
+    """
+    shards = config.tensor_parallel_size or 1
+    joined = platform.joined_devices()
+    works = [n for n in model.shard_counts if joined is None or n in joined]
+    remedy = f"Use --tensor-parallel-size {works[0]}." if len(works) == 1 else f"Sizes that work: {', '.join(map(str, works))}."
+    if (unsplit := model.unsplit(shards)) is not None:
+        raise ConfigError(f"tensor_parallel_size {shards} does not fit the model: its {unsplit} cannot be split over {shards}. {remedy}")
+    if joined is not None and shards not in joined:
+        raise ConfigError(
+            f"tensor_parallel_size {shards} is not among the numbers of devices that this platform joins, {', '.join(map(str, joined))}. "
+            f"{remedy}"
+        )
+    return shards
 
 
 def settle_dtype(config: EngineConfig, platform: Platform) -> str:

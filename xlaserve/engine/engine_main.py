@@ -5,7 +5,9 @@ It obeys its parent only: signals from the terminal or a service manager are the
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import importlib
 import logging
 import os
 import signal
@@ -81,6 +83,8 @@ def main(descriptor: int, parent: int) -> int:
     _tie_to(parent)
     os.set_inheritable(descriptor, False)
     channel = Channel(socket.socket(fileno=descriptor))
+    # Here, and not at the top: these imports take a second or more, and the end of the parent is noticed meanwhile.
+    threading.Thread(target=_import_engine, name="import", daemon=True).start()
     start, *early = channel.receive()
     assert isinstance(start, Start)
     assert not early
@@ -103,8 +107,7 @@ def _run(channel: Channel, start: Start) -> None:
     inbox = Inbox()
     threading.Thread(target=_receive, args=(channel, inbox), name="receive", daemon=True).start()
 
-    # Here, and not at the top: these imports take seconds, and the end of the parent is noticed meanwhile.
-    from xlaserve.engine.build import build
+    from xlaserve.engine.build import build  # is being imported: waits until it is there
     from xlaserve.engine.loop import EngineLoop
 
     engine = build(start.config, lambda line: channel.send(Progress(line)))
@@ -135,6 +138,12 @@ def _run(channel: Channel, start: Start) -> None:
     channel.send(Ready(engine.plan.info()))
     tell([], [])
     loop.run(tell)
+
+
+def _import_engine() -> None:
+    """What an engine is made of. Whatever fails here fails again in `_run`, which tells the parent."""
+    with contextlib.suppress(Exception):
+        importlib.import_module("xlaserve.engine.build")
 
 
 def _receive(channel: Channel, inbox: Inbox) -> None:

@@ -6,19 +6,17 @@ The two are tied: where one ends, however it ends, the other sees their socket c
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
-import socket
 import subprocess
-import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any, cast
 
 from xlaserve.engine.calls import OpenCalls
 from xlaserve.engine.config import EngineConfig
 from xlaserve.engine.connection import OnEvents, OnFailure
+from xlaserve.engine.engine_spawn import Spawned, spawn_engine
 from xlaserve.engine.framing import FrameReader, FrameWriter
 from xlaserve.engine.front_end import FrontEnd
 from xlaserve.engine.log_format import current_format
@@ -34,19 +32,20 @@ EXIT_SECONDS = 3
 """How long an engine process that has been told to end may take before it is killed."""
 
 
-async def start_engine(config: EngineConfig, progress: Callable[[str], None]) -> FrontEnd:
+async def start_engine(config: EngineConfig, progress: Callable[[str], None], spawned: Spawned | None = None) -> FrontEnd:
     """Start an engine process and wait until it serves. Cancelling ends the process.
 
     Args:
         config: what it is to be.
         progress: told one line at a time what happens while it gets ready.
+        spawned: its process, where that has been started already.
 
     Raises:
         XlaserveError: it could not start; of the type that it would have in this process.
     """
     engine = EngineProcess(progress)
     try:
-        await engine.start(config)
+        await engine.start(config, spawned or spawn_engine())
         info = await engine.ready
         tokenizer = await asyncio.to_thread(lambda: open_checkpoint(info.checkpoint).tokenizer())
     except BaseException:
@@ -82,12 +81,10 @@ class EngineProcess(asyncio.Protocol):
         self._failure: XlaserveError | None = None
         self._ending: asyncio.Task[None] | None = None
 
-    async def start(self, config: EngineConfig) -> None:
-        """Start the process and tell it what to be."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = _spawn(theirs)
-        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
+    async def start(self, config: EngineConfig, spawned: Spawned) -> None:
+        """Tell the process what to be."""
+        self._process = spawned.process
+        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=spawned.end)
         level = logging.getLogger("xlaserve").getEffectiveLevel()
         self._send(Start(config, level, os.environ.get("PYTHONPATH"), current_format()))
 
@@ -193,25 +190,6 @@ class EngineProcess(asyncio.Protocol):
             log.warning("The engine process (pid %d) does not end; it is killed", process.pid)
             process.kill()
             return await asyncio.to_thread(process.wait)
-
-
-def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
-    """Start a fresh interpreter, not a copy of this one, that holds the other end of the socket."""
-    # It finds its modules where this process does, whatever the current directory.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    command = [sys.executable, "-P", "-m", "xlaserve.engine.engine_main", str(theirs.fileno()), str(os.getpid())]
-    with _signals_held_back():
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env=environment)
-
-
-@contextlib.contextmanager
-def _signals_held_back() -> Generator[None]:
-    """What starts here begins with signals blocked: until it can ignore them, Ctrl-C in the terminal must not end it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _how_it_ended(code: int) -> str:

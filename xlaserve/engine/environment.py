@@ -36,7 +36,7 @@ def with_environment(options: Mapping[str, Any], environ: Mapping[str, str]) -> 
     merged = {**options, **{name: value for name, value in found.items() if options.get(name) is None}}
     if text := environ.get("NEURON_CC_FLAGS"):
         neuron = merged.get("neuron") or NeuronOptions()
-        merged["neuron"] = replace(neuron, flags=(*split_flags("NEURON_CC_FLAGS", text), *neuron.flags))
+        merged["neuron"] = replace(neuron, environment_flags=split_flags("NEURON_CC_FLAGS", text))
     return merged
 
 

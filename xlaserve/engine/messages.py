@@ -22,6 +22,7 @@ from xlaserve.errors import EngineDeadError, XlaserveError
 from xlaserve.sampling.beam_search import BeamSearchParams, Hypothesis
 from xlaserve.sampling.params import SamplingParams
 from xlaserve.sampling.scores import TokenScore
+from xlaserve.sampling.structured import StructuredOutput
 
 
 class TokenEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -80,6 +81,7 @@ class Add(msgspec.Struct, array_like=True, frozen=True, tag=1):
     max_tokens: int
     arrival_time: float
     beams: BeamSearchParams | None
+    structured: StructuredOutput | None = None
 
     @classmethod
     def of(cls, request: Request) -> Add:
@@ -98,11 +100,12 @@ class Add(msgspec.Struct, array_like=True, frozen=True, tag=1):
             max_tokens=first.max_tokens,
             arrival_time=request.metrics.arrival_time,
             beams=None if first.group is None else replace(first.group.params, max_tokens=None),
+            structured=first.params.structured,
         )
 
     def sequences(self) -> tuple[Sequence, ...]:
         """The sequences that it describes."""
-        params, metrics = SamplingParams(**self.params), RequestMetrics(self.arrival_time)
+        params, metrics = SamplingParams(**self.params, structured=self.structured), RequestMetrics(self.arrival_time)
         stop_ids, eos_ids = frozenset(self.stop_ids), frozenset(self.eos_ids)
         sequences: list[Sequence] = []
         for index, (key, seed) in enumerate(zip(self.keys, self.seeds, strict=True)):
@@ -253,9 +256,11 @@ FromEngine = Progress | Ready | Step | Failed | Reply
 
 
 def _differences(params: SamplingParams) -> dict[str, Any]:
-    """The fields of `params` that differ from their defaults.
+    """The fields of `params` that differ from their defaults, but `structured`.
 
     `max_tokens` is left open: what it comes to is `Sequence.max_tokens`, and users may give a number that no message can hold.
     """
-    values = {field.name: getattr(params, field.name) for field in fields(params)}
-    return {field.name: values[field.name] for field in fields(params) if values[field.name] != field.default} | {"max_tokens": None}
+    values = {field.name: getattr(params, field.name) for field in fields(params) if field.name != "structured"}
+    return {field.name: value for field in fields(params) if (value := values.get(field.name, field.default)) != field.default} | {
+        "max_tokens": None
+    }

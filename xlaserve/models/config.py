@@ -6,7 +6,7 @@ Families differ only in how they fill this in (one module each: llama, mistral, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from xlaserve.errors import CheckpointError, UnsupportedModelError
@@ -74,6 +74,7 @@ class ModelConfig:
         embedding_scale: factor on embeddings (Gemma: sqrt(hidden_size)).
         query_scale: factor on attention scores.
         attention_softcap, logit_softcap: x -> cap * tanh(x / cap) on scores and on logits (Gemma 2).
+        shards: devices that the model is split over; where there are several, heads and MLP width are what one of them has.
     """
 
     family: str
@@ -98,11 +99,46 @@ class ModelConfig:
     embedding_scale: float = 1.0
     attention_softcap: float | None = None
     logit_softcap: float | None = None
+    shards: int = 1
 
     @property
     def num_layers(self) -> int:
         """Decoder layers."""
         return len(self.layers)
+
+    @property
+    def vocab_rows(self) -> int:
+        """Rows of the embedding table and of the output head on one device; the last device's are padded."""
+        return -(-self.vocab_size // self.shards)
+
+    @property
+    def shard_counts(self) -> tuple[int, ...]:
+        """How many devices the whole model can be split over."""
+        return tuple(n for n in range(1, self.num_heads + 1) if self.unsplit(n) is None)
+
+    def unsplit(self, shards: int) -> str | None:
+        """What of the whole model cannot be split over so many devices, or None: query heads and MLP width must divide evenly; key and
+        value heads too, or else each of them be copied to the same number of devices.
+        """
+        if self.num_heads % shards:
+            return f"{self.num_heads} query heads"
+        if self.num_kv_heads % shards and shards % self.num_kv_heads:
+            return f"{self.num_kv_heads} key and value heads"
+        if self.intermediate_size % shards:
+            return f"MLP width of {self.intermediate_size}"
+        return None
+
+    def shard(self, shards: int) -> ModelConfig:
+        """The whole model as one of `shards` devices has it; `unsplit` must have said that it can be."""
+        if shards == 1:
+            return self
+        return replace(
+            self,
+            num_heads=self.num_heads // shards,
+            num_kv_heads=max(1, self.num_kv_heads // shards),
+            intermediate_size=self.intermediate_size // shards,
+            shards=shards,
+        )
 
     def kv_bytes_per_token(self, itemsize: int) -> int:
         """Bytes of keys and values that one token leaves in all layers, at `itemsize` bytes a number."""

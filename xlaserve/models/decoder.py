@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from xlaserve.models.config import ModelConfig
 from xlaserve.models.layers import Attend, Attention, Embedding, GatedMLP, Linear, RMSNorm
+from xlaserve.platforms.mesh import concatenated, spread, with_axis
 
 
 class DecoderLayer(nn.Module):
@@ -44,7 +49,7 @@ class Backbone(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.embed_tokens = Embedding(c.vocab_size, c.hidden_size, self.dtype)
+        self.embed_tokens = Embedding(c.vocab_rows, c.hidden_size, self.dtype, c.shards)
         self.blocks = [DecoderLayer(c, i, self.dtype, name=f"layers.{i}") for i in range(c.num_layers)]
         self.norm = RMSNorm(c.norm_eps, c.unit_offset_norm, self.dtype)
 
@@ -58,7 +63,7 @@ class Backbone(nn.Module):
         return self.norm(x)
 
     def logits(self, x: Array) -> Array:
-        """Logits from hidden states through the embedding table."""
+        """Logits from hidden states through the embedding table; where devices share it, those of its rows."""
         return self.embed_tokens.logits(x)
 
 
@@ -81,7 +86,7 @@ class CausalLM(nn.Module):
     def setup(self) -> None:
         self.model = Backbone(self.config, self.dtype)
         if not self.config.tie_embeddings:
-            self.lm_head = Linear(self.config.vocab_size, False, self.dtype)
+            self.lm_head = Linear(self.config.vocab_rows, False, self.dtype, self.config.shards)
 
     def __call__(self, tokens: Array, positions: Array, attend: Attend, rows: Array | None = None) -> Array:
         x = self.hidden(tokens, positions, attend)
@@ -96,22 +101,40 @@ class CausalLM(nn.Module):
     def head(self, x: Array) -> Array:
         """float32 logits `[..., vocab]` of hidden states `[..., hidden]`."""
         logits = self.model.logits(x) if self.config.tie_embeddings else self.lm_head(x)
+        if self.config.shards > 1:
+            logits = concatenated(logits, self.config.shards)[..., : self.config.vocab_size]
         logits = logits.astype(jnp.float32)
         if self.config.logit_softcap is not None:
             logits = jnp.tanh(logits / self.config.logit_softcap) * self.config.logit_softcap
         return logits
 
 
-def parameter_shapes(config: ModelConfig, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Name, shape and dtype of every parameter, in a fixed order: the order of the flat tuple that graphs take."""
+@cache
+def parameter_shapes(config: ModelConfig, dtype: Any) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """Name, shape and dtype of every parameter, in a fixed order: the order of the flat tuple that graphs take.
+
+    Known once for each model, since Flax has to trace it: a start asks for every graph.
+
+    Args:
+        config: the model, or what one device has of it; then the shapes are what all devices together hold, and say how it is split.
+        dtype: of the weights.
+    """
 
     def attend(_layer: int, q: Array, _k: Array, _v: Array, **_options: Any) -> Array:
         return q
 
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     model = CausalLM(config, dtype)
-    tree = jax.eval_shape(lambda t: model.init(jax.random.key(0), t, t, attend), tokens)["params"]
-    return {".".join(str(p.key) for p in path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    init = with_axis(lambda t: model.init(jax.random.key(0), t, t, attend)["params"], config.shards)
+    tree = jax.eval_shape(init, tokens)
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))[0]
+    return MappingProxyType({".".join(str(p.key) for p in path): _whole(leaf, config.shards) for path, leaf in leaves})
+
+
+def _whole(parameter: Any, shards: int) -> jax.ShapeDtypeStruct:
+    if isinstance(parameter, nn.Partitioned):
+        return spread(parameter.value, shards, PartitionSpec(*parameter.names))
+    return spread(parameter, shards)
 
 
 def parameter_tree(names: tuple[str, ...], values: tuple[Array, ...]) -> dict[str, Any]:

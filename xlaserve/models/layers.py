@@ -3,12 +3,16 @@
 Activations are `[S, L, D]`: S rows (sequences) of L tokens. Weights keep the checkpoint's `[out, in]` orientation, which XLA:CPU
 reads at memory speed for single rows. Query, key and value, and gate and up, are one parameter each (`FUSED`), because every
 argument of a compiled graph costs dispatch time and every matrix product costs a launch.
+
+Where a model is split over devices (`ModelConfig.shards`), layers compute one device's part: its heads, its share of the MLP's width, its
+rows of the vocabulary. Attention and MLP then end with one sum over the devices, and activations between layers are whole on each of them.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -18,16 +22,49 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from xlaserve.models.config import Activation, ModelConfig, Rope
+from xlaserve.platforms.mesh import AXIS, total
 
 FUSED: dict[str, tuple[str, ...]] = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """Parameter of ours -> the checkpoint's parameters that it concatenates along the output axis."""
 
 
-def fused_rows(config: ModelConfig) -> dict[str, int]:
-    """Rows of each of the checkpoint's parameters that `FUSED` names."""
-    keys = config.num_kv_heads * config.head_dim
-    rows = {"q_proj": config.num_heads * config.head_dim, "k_proj": keys, "v_proj": keys}
-    return {**rows, "gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}
+FIRST_ROW = "first_row"
+"""The one parameter that no checkpoint has: which row of the vocabulary a device's part of the embedding table begins with."""
+
+
+class Rows(NamedTuple):
+    """Rows of one of the checkpoint's parameters.
+
+    Args:
+        total: as many as the checkpoint has.
+        held: as many as one device has.
+        copies: devices in a row that have the same ones.
+    """
+
+    total: int
+    held: int
+    copies: int = 1
+
+    def of(self, shard: int) -> slice:
+        """The rows of a device; fewer than `held`, where the vocabulary does not divide evenly."""
+        first = shard // self.copies * self.held
+        return slice(min(first, self.total), min(first + self.held, self.total))
+
+
+def checkpoint_rows(config: ModelConfig, shards: int = 1) -> dict[str, Rows]:
+    """Rows of each of the checkpoint's parameters that are fused, or of which each device has some.
+
+    Args:
+        config: the whole model.
+        shards: devices that it is split over.
+    """
+    own = config.shard(shards)
+    queries = Rows(config.num_heads * config.head_dim, own.num_heads * own.head_dim)
+    keys = Rows(config.num_kv_heads * config.head_dim, own.num_kv_heads * own.head_dim, max(1, shards // config.num_kv_heads))
+    width = Rows(config.intermediate_size, own.intermediate_size)
+    vocab = Rows(config.vocab_size, own.vocab_rows)
+    projections = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "gate_proj": width, "up_proj": width}
+    return {**projections, "embed_tokens": vocab, "lm_head": vocab}
 
 
 class Attend(Protocol):
@@ -43,19 +80,31 @@ def zeros(_key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     return jnp.zeros(shape, dtype)
 
 
+def split(shards: int, *names: str | None) -> Callable[..., Any]:
+    """`zeros` of a parameter that is split over devices along the dimension that is called `AXIS`."""
+    return zeros if shards == 1 else nn.with_partitioning(zeros, names)
+
+
 class Linear(nn.Module):
-    """`x @ weight.T + bias`, weight `[out, in]`."""
+    """`x @ weight.T + bias`, weight `[out, in]`. Each of `shards` devices has some of the outputs; with `sums`, some of the inputs, and the
+    devices' products are added up.
+    """
 
     features: int
     use_bias: bool
     dtype: Any
+    shards: int = 1
+    sums: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        weight = self.param("weight", zeros, (self.features, x.shape[-1]), self.dtype)
+        names = (None, AXIS) if self.sums else (AXIS, None)
+        weight = self.param("weight", split(self.shards, *names), (self.features, x.shape[-1]), self.dtype)
         y = jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
+        if self.sums:
+            y = total(y, self.shards)
         if self.use_bias:
-            y = y + self.param("bias", zeros, (self.features,), self.dtype)
+            y = y + self.param("bias", split(self.shards, names[0]), (self.features,), self.dtype)
         return y
 
 
@@ -77,20 +126,31 @@ class RMSNorm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Token embeddings `[vocab, hidden]`; `logits` multiplies by the same table for models that tie them."""
+    """Token embeddings `[rows, hidden]`; `logits` multiplies by the same table for models that tie them.
 
-    vocab_size: int
+    Where devices share the table, each looks up the tokens whose rows it has. Which rows these are is data, and no question to the device:
+    no list of what neuronx-cc takes names such an operation.
+    """
+
+    rows: int
     hidden_size: int
     dtype: Any
+    shards: int = 1
 
     def setup(self) -> None:
-        self.weight = self.param("weight", zeros, (self.vocab_size, self.hidden_size), self.dtype)
+        self.weight = self.param("weight", split(self.shards, AXIS, None), (self.rows, self.hidden_size), self.dtype)
+        if self.shards > 1:
+            self.first_row = self.param(FIRST_ROW, split(self.shards, AXIS), (1,), jnp.int32)
 
     def __call__(self, tokens: Array) -> Array:
-        return self.weight.at[tokens].get(mode="promise_in_bounds")
+        if self.shards == 1:
+            return self.weight.at[tokens].get(mode="promise_in_bounds")
+        row = tokens - self.first_row
+        found = self.weight.at[jnp.clip(row, 0, self.rows - 1)].get(mode="promise_in_bounds")
+        return total(jnp.where(((row >= 0) & (row < self.rows))[..., None], found, 0), self.shards)
 
     def logits(self, x: Array) -> Array:
-        """`x` `[..., hidden]` -> `[..., vocab]`."""
+        """`x` `[..., hidden]` -> `[..., rows]`."""
         return jax.lax.dot_general(x, self.weight, (((x.ndim - 1,), (1,)), ((), ())))
 
 
@@ -102,10 +162,11 @@ class GatedMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        width = self.config.intermediate_size
-        gate_up = Linear(2 * width, self.config.mlp_bias, self.dtype, name="gate_up_proj")(x)
-        gated = activate(gate_up[..., :width], self.config.activation) * gate_up[..., width:]
-        return Linear(self.config.hidden_size, self.config.mlp_bias, self.dtype, name="down_proj")(gated)
+        c = self.config
+        width = c.intermediate_size
+        gate_up = Linear(2 * width, c.mlp_bias, self.dtype, c.shards, name="gate_up_proj")(x)
+        gated = activate(gate_up[..., :width], c.activation) * gate_up[..., width:]
+        return Linear(c.hidden_size, c.mlp_bias, self.dtype, c.shards, sums=True, name="down_proj")(gated)
 
 
 class Attention(nn.Module):
@@ -120,7 +181,7 @@ class Attention(nn.Module):
         c = self.config
         own = c.layers[self.layer]
         rows, length = x.shape[:2]
-        qkv = Linear((c.num_heads + 2 * c.num_kv_heads) * c.head_dim, c.qkv_bias, self.dtype, name="qkv_proj")(x)
+        qkv = Linear((c.num_heads + 2 * c.num_kv_heads) * c.head_dim, c.qkv_bias, self.dtype, c.shards, name="qkv_proj")(x)
         qkv = qkv.reshape(rows, length, c.num_heads + 2 * c.num_kv_heads, c.head_dim)
         q, k, v = jnp.split(qkv, (c.num_heads, c.num_heads + c.num_kv_heads), axis=2)
         if c.qk_norm:
@@ -130,7 +191,8 @@ class Attention(nn.Module):
         out = attend(
             self.layer, rotate(q, cos, sin), rotate(k, cos, sin), v, scale=c.query_scale, window=own.window, softcap=c.attention_softcap
         )
-        return Linear(c.hidden_size, c.output_bias, self.dtype, name="o_proj")(out.reshape(rows, length, c.num_heads * c.head_dim))
+        out = out.reshape(rows, length, c.num_heads * c.head_dim)
+        return Linear(c.hidden_size, c.output_bias, self.dtype, c.shards, sums=True, name="o_proj")(out)
 
 
 def activate(x: Array, activation: Activation) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -31,6 +31,9 @@ class Tokenizer:
         vocab_size: number of token ids, added tokens included.
         bos_token_id: the beginning-of-sequence token, or None.
         chat_template: source of the default chat template, or None.
+        chat_templates: sources of all chat templates by name.
+        special_tokens: texts of the tokens that are left out where special tokens are skipped.
+        named_tokens: `bos_token`, `eos_token` and so on to their text.
 
     Args:
         backend: the tokenizer proper.
@@ -51,13 +54,16 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         self._backend = backend
-        self._special_tokens = dict(special_tokens or {})
-        self._templates = {name: ChatTemplate(source) for name, source in (chat_templates or {}).items()}
-        self._special_ids = frozenset(index for index, token in backend.get_added_tokens_decoder().items() if token.special)
+        self.named_tokens: Mapping[str, str] = dict(special_tokens or {})
+        self.chat_templates: Mapping[str, str] = dict(chat_templates or {})
+        self._templates = {name: ChatTemplate(source) for name, source in self.chat_templates.items()}
+        special = {index: token.content for index, token in backend.get_added_tokens_decoder().items() if token.special}
+        self._special_ids = frozenset(special)
+        self.special_tokens = tuple(special.values())
         self._bytes: dict[int, bytes] = {}
         self._byte_level = _is_byte_level(backend)
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
-        bos = self._special_tokens.get("bos_token")
+        bos = self.named_tokens.get("bos_token")
         self.bos_token_id: int | None = None if bos is None else backend.token_to_id(bos)
         default = self._templates.get("default")
         self.chat_template: str | None = None if default is None else default.source
@@ -101,6 +107,15 @@ class Tokenizer:
         """How the vocabulary itself spells a token, such as "Ġthe"; empty for an id that it lacks."""
         return self._backend.id_to_token(token_id) or "" if token_id >= 0 else ""
 
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """The ids of `special_tokens`, by their texts."""
+        return {token: index for token in self.special_tokens if (index := self._backend.token_to_id(token)) is not None}
+
+    def to_json(self) -> str:
+        """What a tokenizer.json would hold, tokens that were added included."""
+        return self._backend.to_str()
+
     def is_special(self, token_id: int) -> bool:
         """Whether a token is left out of the text when special tokens are skipped."""
         return token_id in self._special_ids
@@ -113,15 +128,19 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
     ) -> str:
         """The prompt for a conversation. Encode it with `add_special_tokens=False`: the template has written them.
 
-        Args: as for `ChatTemplate.render`; `template_kwargs` are further names that the template can read.
+        Args: as for `ChatTemplate.render`; `template_kwargs` are further names that the template can read, and `chat_template` is the
+            source of another template than the model's.
 
         Raises:
             InvalidRequestError: the model has no chat template, or the template does not accept the messages.
         """
-        template = self._templates.get("tool_use") if tools else None
+        template = _given_template(chat_template) if chat_template is not None else None
+        if template is None and tools:
+            template = self._templates.get("tool_use")
         template = template or self._templates.get("default")
         if template is None:
             raise InvalidRequestError(
@@ -133,7 +152,7 @@ class Tokenizer:
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            variables={**self._special_tokens, **(template_kwargs or {})},
+            variables={**self.named_tokens, **(template_kwargs or {})},
         )
 
 
@@ -189,6 +208,11 @@ def tokenizer_from_directory(directory: Path) -> Tokenizer:
     else:
         backend, special = _through_transformers(directory)
     return Tokenizer(backend, special_tokens=special, chat_templates=_read_templates(directory, config))
+
+
+@lru_cache(maxsize=16)
+def _given_template(source: str) -> ChatTemplate:
+    return ChatTemplate(source)
 
 
 def _add_missing_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Weights from a checkpoint to the device, one parameter at a time: no second copy of the model in memory.
+"""Weights from a checkpoint to the devices, one parameter at a time: no second copy of the model in memory.
 
 Every parameter that the model has must be in the checkpoint with the right shape, and every tensor in the checkpoint must be used;
 what is missing or left over is named.
@@ -6,14 +6,15 @@ what is missing or left over is named.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
 from xlaserve.errors import CheckpointError
-from xlaserve.models.layers import FUSED
+from xlaserve.models.layers import FIRST_ROW, FUSED, Rows
+from xlaserve.platforms.mesh import join, part_shape
 from xlaserve.platforms.platform import Device
 
 if TYPE_CHECKING:
@@ -26,18 +27,18 @@ _DERIVED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cach
 
 def load_weights(
     checkpoint: Checkpoint,
-    parameters: dict[str, jax.ShapeDtypeStruct],
-    device: Device,
+    parameters: Mapping[str, jax.ShapeDtypeStruct],
+    devices: Sequence[Device],
     *,
-    fused_rows: Mapping[str, int],
+    rows: Mapping[str, Rows],
 ) -> tuple[jax.Array, ...]:
     """Read, convert and place every parameter.
 
     Args:
         checkpoint: where tensors are read from.
-        parameters: name, shape and dtype of every parameter, in the order wanted back.
-        device: where to put them.
-        fused_rows: how many rows each of the checkpoint's tensors has that a fused parameter is made of, from `fused_rows`.
+        parameters: name, shape and dtype of every parameter, and how it is split, in the order wanted back.
+        devices: where to put them, in the order of the parts.
+        rows: which rows of the checkpoint's tensors each device has, from `checkpoint_rows`.
 
     Raises:
         CheckpointError: a tensor is missing, has another shape than the model's, or is not used by the model.
@@ -46,36 +47,64 @@ def load_weights(
     _check_names(checkpoint, (source for names in sources.values() for source in names), "lm_head.weight" not in parameters)
     placed: list[jax.Array] = []
     for name, parameter in parameters.items():
-        host = _aligned(parameter.shape, np.dtype(parameter.dtype))
+        hosts = [_aligned(part_shape(parameter), np.dtype(parameter.dtype)) for _ in devices]
+        if not sources[name]:
+            for shard, host in enumerate(hosts):
+                host.fill(shard * rows["embed_tokens"].held)
         at = 0
         for source in sources[name]:
-            stored = checkpoint.read(source)
-            rows = fused_rows[source.split(".")[-2]] if len(sources[name]) > 1 else parameter.shape[0]
-            wanted = (rows, *parameter.shape[1:])
-            if stored.shape != wanted:
-                raise CheckpointError(
-                    f"{checkpoint.path}: tensor {source} has shape {list(stored.shape)}, but config.json asks for {list(wanted)}."
-                )
-            host[at : at + rows] = stored
-            at += rows
-        # The buffer is aligned as the CPU client wants it, so that there it is taken over and not copied.
-        placed.append(jax.device_put(host, device))
+            at += _fill(hosts, at, source, checkpoint, parameter, rows)
+        placed.append(_place(hosts, parameter, devices))
     return tuple(placed)
 
 
-def placeholder_weights(parameters: dict[str, jax.ShapeDtypeStruct], device: Device) -> tuple[jax.Array, ...]:
-    """Parameters of the right shapes on `device` that mean nothing, to run graphs where no checkpoint is to be read."""
+def placeholder_weights(parameters: Mapping[str, jax.ShapeDtypeStruct], devices: Sequence[Device]) -> tuple[jax.Array, ...]:
+    """Parameters of the right shapes that mean nothing, to run graphs where no checkpoint is to be read."""
     placed: list[jax.Array] = []
     for parameter in parameters.values():
-        host = _aligned(parameter.shape, np.dtype(parameter.dtype))
-        host.fill(0.01)
-        placed.append(jax.device_put(host, device))
+        hosts = [_aligned(part_shape(parameter), np.dtype(parameter.dtype)) for _ in devices]
+        for host in hosts:
+            host.fill(0.01)
+        placed.append(_place(hosts, parameter, devices))
     return tuple(placed)
+
+
+def _fill(
+    hosts: Sequence[np.ndarray], at: int, source: str, checkpoint: Checkpoint, parameter: jax.ShapeDtypeStruct, rows: Mapping[str, Rows]
+) -> int:
+    """Put every device's part of one of the checkpoint's tensors into `hosts`, from row `at` on.
+
+    Returns:
+        Rows of each part.
+    """
+    stored = checkpoint.read(source)
+    columns = parameter.shape[1:]
+    part = rows.get(source.split(".")[-2]) or Rows(parameter.shape[0], parameter.shape[0], len(hosts))
+    wanted = (part.total, *columns)
+    if stored.shape != wanted:
+        raise CheckpointError(
+            f"{checkpoint.path}: tensor {source} has shape {list(stored.shape)}, but config.json asks for {list(wanted)}."
+        )
+    for shard, host in enumerate(hosts):
+        mine = stored[part.of(shard)]
+        if host.shape[1:] != columns:
+            width = host.shape[1]
+            mine = mine[:, shard * width : (shard + 1) * width]
+        host[at : at + len(mine)] = mine
+        host[at + len(mine) : at + part.held] = 0
+    return part.held
+
+
+def _place(hosts: Sequence[np.ndarray], parameter: jax.ShapeDtypeStruct, devices: Sequence[Device]) -> jax.Array:
+    # The buffers are aligned as the CPU client wants them, so that there they are taken over and not copied.
+    return join([jax.device_put(host, device) for host, device in zip(hosts, devices, strict=True)], parameter, devices)
 
 
 def _sources(name: str) -> tuple[str, ...]:
     """The checkpoint's tensors that make up one parameter."""
     *path, module, leaf = name.split(".")
+    if leaf == FIRST_ROW:
+        return ()
     return tuple(".".join((*path, part, leaf)) for part in FUSED.get(module, (module,)))
 
 

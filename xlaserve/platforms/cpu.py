@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from xlaserve.platforms.platform import Platform
@@ -19,6 +20,24 @@ class CPUPlatform(Platform):
     """CPU through JAX's built-in client; memory comes from the machine or its container, not from the device."""
 
     __slots__ = ()
+
+    def reserve(self, utilization: float | None, devices: int) -> None:
+        """Have as many devices as are wanted: the client makes one, unless it is told before it starts. All compute on the same cores, so
+        several are for trying what is meant for several accelerators.
+        """
+        if devices > 1:
+            import jax
+
+            with suppress(RuntimeError):  # it has started: whether it has enough, `first_devices` says
+                jax.config.update("jax_num_cpu_devices", max(devices, jax.config.values["jax_num_cpu_devices"]))
+
+    def more_devices(self, count: int) -> str:
+        """The client makes devices when it starts, and not later."""
+        return f"JAX's CPU client of this process has started without them: set JAX_NUM_CPU_DEVICES={count} before Python starts. "
+
+    def sharing(self, devices: int) -> int:
+        """All devices are in the machine's memory."""
+        return devices
 
     def memory(self) -> int | None:
         """The machine's memory, or its control group's limit where that is lower."""

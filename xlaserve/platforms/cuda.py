@@ -16,7 +16,7 @@ class CUDAPlatform(Platform):
 
     __slots__ = ()
 
-    def reserve(self, utilization: float | None) -> None:
+    def reserve(self, utilization: float | None, devices: int) -> None:
         """Have the client take the share that is wanted instead of its own three quarters, unless the user has told it another."""
         os.environ.setdefault(_FRACTION, f"{utilization or DEFAULT_UTILIZATION:.4f}")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from xlaserve.platforms.held_variable import HeldVariable
 from xlaserve.platforms.neuron_options import NeuronOptions
+from xlaserve.platforms.neuron_targets import TARGETS, Target
 from xlaserve.platforms.neuron_tools import list_devices
 from xlaserve.platforms.platform import FAMILIES, Family, Platform
 
@@ -43,6 +44,10 @@ class NeuronPlatform(Platform):
     def compiling(self, family: Family) -> AbstractContextManager[None]:
         """The family's flags where the plugin reads them. Families do not compile at the same time, as they share that place."""
         return _COMPILER_FLAGS.hold(shlex.join(self.options.compiler_flags(family)))
+
+    def lint_target(self) -> Target | None:
+        """The chip that the device names; None for one that the lint does not know."""
+        return TARGETS.get(str(self.devices()[0].device_kind).lower())
 
     def fingerprint(self) -> dict[str, str]:
         """The compiler's flags, too."""

@@ -28,6 +28,7 @@ _ELSEWHERE = {
     "is_prefix_caching": "--enable-prefix-caching",
     "async_mode": "--async-scheduling",
     "torch_dtype": "--dtype",
+    "tp_degree": "--tensor-parallel-size",
 }
 """Names of NxD Inference for what every platform has, and the flags that set it."""
 
@@ -45,7 +46,8 @@ class NeuronOptions:
         scratchpad_page_size: MiB of a page of the scratchpad in device memory; None for the compiler's own.
         enable_long_context_mode: fewer descriptors in memory, as NxD Inference asks for at 32k tokens and beyond.
         context_encoding_flags, token_generation_flags: more flags of the compiler, for one family of graphs.
-        flags: more flags of the compiler for all graphs, as `NEURON_CC_FLAGS` gives them.
+        flags: more flags of the compiler for all graphs.
+        environment_flags: those that `NEURON_CC_FLAGS` gives, which `flags` come after. They alone may be there on any platform.
 
     Raises:
         ConfigError: a value is of the wrong kind or out of range.
@@ -58,6 +60,7 @@ class NeuronOptions:
     context_encoding_flags: tuple[str, ...] = ()
     token_generation_flags: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
+    environment_flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.logical_nc_config not in (None, 1, 2):
@@ -68,6 +71,12 @@ class NeuronOptions:
                 raise ConfigError(f"{name} must be a positive whole number, got {value!r}.")
         if type(self.enable_long_context_mode) is not bool:
             raise ConfigError(f"enable_long_context_mode must be true or false, got {self.enable_long_context_mode!r}.")
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What differs from the defaults and is not from the environment."""
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "environment_flags"}
+        return {name: value for name, value in given.items() if value != getattr(_DEFAULTS, name)}
 
     def compiler_flags(self, family: Family) -> tuple[str, ...]:
         """All flags for the graphs of a family: ours, then the user's for all, then the user's for the family; the later replaces the
@@ -90,11 +99,14 @@ class NeuronOptions:
         if self.enable_long_context_mode:
             ours += ["--internal-disable-fma-on-ios", "--disable-mixed-precision-accumulation"]
         own = {"context": self.context_encoding_flags, "generate": self.token_generation_flags, "upkeep": ()}[family]
-        return _merge((*ours, *self.flags, *own))
+        return _merge((*ours, *self.environment_flags, *self.flags, *own))
 
     def key(self, family: Family) -> str:
         """The flags that executables of a family depend on, as one text."""
         return shlex.join(flag for flag in self.compiler_flags(family) if not flag.startswith(_WRAPPER))
+
+
+_DEFAULTS = NeuronOptions()
 
 
 def parse_options(text: str) -> NeuronOptions:
@@ -109,7 +121,7 @@ def parse_options(text: str) -> NeuronOptions:
         raise ConfigError(f"override_neuron_config must be a JSON object: {error}.") from error
     if not isinstance(given, dict):
         raise ConfigError(f"override_neuron_config must be a JSON object, got {text}.")
-    known = {field.name for field in fields(NeuronOptions)}
+    known = {field.name for field in fields(NeuronOptions)} - {"environment_flags"}
     if unknown := sorted(set(given) - known):
         told = [f"{name} (use {_ELSEWHERE[name]})" if name in _ELSEWHERE else name for name in unknown]
         raise ConfigError(f"override_neuron_config does not know {', '.join(told)}; it knows {', '.join(sorted(known))}.")

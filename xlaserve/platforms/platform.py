@@ -13,6 +13,7 @@ from xlaserve.errors import ConfigError
 
 if TYPE_CHECKING:
     from xlaserve.platforms.neuron_options import NeuronOptions
+    from xlaserve.platforms.neuron_targets import Target
 
 DEFAULT_UTILIZATION = 0.9
 """Share of a device's memory that is planned for; the rest is for the driver, for code and for what lies between arrays."""
@@ -61,8 +62,17 @@ class Platform:
         """The platform as the user wants it.
 
         Args:
-            neuron: options of Neuron's; other platforms have none and do not look at them.
+            neuron: options of Neuron's, which other platforms have none of.
+
+        Raises:
+            ConfigError: options are given that this platform does not have.
         """
+        if neuron is not None and neuron.asked:
+            given = ", ".join(f"{name} {value!r}" for name, value in neuron.asked.items())
+            raise ConfigError(
+                f"neuron: {given} is for the platform neuron, and this one is {self.name}: "
+                "leave out --override-neuron-config, or use --device neuron."
+            )
         return self
 
     def devices(self) -> list[Device]:
@@ -88,12 +98,39 @@ class Platform:
         except ConfigError:
             return False
 
-    def reserve(self, utilization: float | None) -> None:
-        """Tell JAX's client of the platform, which starts when its devices are first asked for, how much memory it will be given.
+    def reserve(self, utilization: float | None, devices: int) -> None:
+        """Tell JAX's client of the platform, which starts when its devices are first asked for, what it will be given.
 
         Args:
             utilization: the share of a device's memory to use; None for the default.
+            devices: how many are wanted.
         """
+
+    def first_devices(self, count: int) -> list[Device]:
+        """The devices of an engine that is split over `count`.
+
+        Raises:
+            ConfigError: there are fewer.
+        """
+        found = self.devices()
+        if len(found) < count:
+            raise ConfigError(
+                f"tensor_parallel_size {count} needs {count} devices, and platform {self.name!r} has {len(found)} here. "
+                f"{self.more_devices(count)}Use --tensor-parallel-size {len(found)} or less."
+            )
+        return found[:count]
+
+    def more_devices(self, count: int) -> str:
+        """What to do about too few devices, as a sentence with a space after it; empty where only other hardware helps."""
+        return ""
+
+    def joined_devices(self) -> tuple[int, ...] | None:
+        """Numbers of devices over which a model can be split; None for any number."""
+        return None
+
+    def sharing(self, devices: int) -> int:
+        """How many of an engine's devices share what `memory` tells: 1, as each has its own."""
+        return 1
 
     def memory(self) -> int | None:
         """Bytes of a device's memory that JAX's client can use, or None where there is no device or it does not tell."""
@@ -122,6 +159,10 @@ class Platform:
     def compiling(self, family: Family) -> AbstractContextManager[None]:
         """What must hold while a graph of a family is compiled, in whatever thread."""
         return nullcontext()
+
+    def lint_target(self) -> Target | None:
+        """What graphs are linted for where they are compiled; None where nothing is known of what the compiler refuses."""
+        return None
 
     def trim(self) -> None:
         """Offer the machine what arrays have given back. Here nothing is to be done: the device's allocator has it."""

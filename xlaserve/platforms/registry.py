@@ -29,22 +29,22 @@ def platforms() -> dict[str, Platform]:
     return found
 
 
-def select_platform(name: str | None, utilization: float | None = None) -> Platform:
+def select_platform(name: str | None, utilization: float | None = None, devices: int = 1) -> Platform:
     """The platform called `name`, or the first that has a device.
 
     Args:
         name: as in `platforms`.
         utilization: share of a device's memory that is to be used; None for the default.
+        devices: how many are wanted.
 
     Raises:
-        ConfigError: unknown, or asked for and absent.
+        ConfigError: unknown, or asked for and absent, or with fewer devices.
     """
     known = platforms()
     if name is not None and name not in known:
         raise ConfigError(f"device must be one of {', '.join(known)}, got {name!r}.")
     for platform in known.values() if name is None else (known[name],):
-        platform.reserve(utilization)
-    if name is None:
-        return next(platform for platform in known.values() if platform.available())
-    known[name].devices()
-    return known[name]
+        platform.reserve(utilization, devices)
+    found = known[name] if name is not None else next(platform for platform in known.values() if platform.available())
+    found.first_devices(devices)
+    return found

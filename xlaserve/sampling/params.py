@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from xlaserve.errors import InvalidRequestError
+from xlaserve.sampling.structured import StructuredOutput
 
 MAX_N = 128
 MAX_STOP_STRINGS = 16
@@ -20,6 +21,8 @@ MAX_LOGPROBS = 20
 GREEDY_EPSILON = 1e-5
 MASKED = -1e30
 """Stands for minus infinity in masked logits: large, finite, and far from anything a model gives."""
+NEVER = 4 * MASKED
+"""Stands for minus infinity where an output's form excludes a token: where nothing else is left, even a token that is masked otherwise."""
 _MAX_DIGITS = 20
 
 
@@ -54,6 +57,7 @@ class SamplingParams:
         detokenize: make text at all; without it outputs carry token ids only, and `stop` is refused.
         priority: place in line where the engine schedules by priority: lower ones first, equal ones in order of arrival.
         cache_salt: computed prompts are shared only among requests with the same salt; None shares with all that have none.
+        structured: the form that the output must have.
 
     Raises:
         InvalidRequestError: a value has the wrong type or is out of range.
@@ -83,6 +87,7 @@ class SamplingParams:
     detokenize: bool = True
     priority: int = 0
     cache_salt: str | None = None
+    structured: StructuredOutput | None = None
 
     def __post_init__(self) -> None:
         check_integer("n", self.n, 1, MAX_N)
@@ -118,6 +123,8 @@ class SamplingParams:
             raise InvalidRequestError(
                 f"cache_salt must be a non-empty string, got {self.cache_salt!r}.", field="cache_salt", value=self.cache_salt
             )
+        if self.structured is not None and not isinstance(self.structured, StructuredOutput):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidRequestError(f"structured must be a StructuredOutput, got {self.structured!r}.", field="structured")
         stop = _texts("stop", self.stop)
         if len(stop) > MAX_STOP_STRINGS:
             raise InvalidRequestError(f"stop may hold at most {MAX_STOP_STRINGS} strings, got {len(stop)}.", field="stop", value=len(stop))
@@ -190,6 +197,8 @@ def _bias(value: object) -> dict[int, float] | None:
     for token, number in entries.items():
         # JSON objects have text for keys.
         key = int(token) if isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < _MAX_DIGITS else token
+        if isinstance(key, str):
+            raise InvalidRequestError(f"logit_bias must have integer token ids for keys, got {key!r:.80}.", field="logit_bias", value=key)
         check_integer("logit_bias", key, 0, None)
         check_number("logit_bias", number, -100.0, 100.0)
         bias[cast("int", key)] = float(cast("float", number))

@@ -166,6 +166,17 @@ class Tokens(BaseModel):
     token_strs: list[str] | None
 
 
+class TokenizerInfo(BaseModel):
+    """The answer of /tokenizer_info."""
+
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    chat_template: str | None
+    vocab_size: int
+    model_max_length: int
+
+
 class Text(BaseModel):
     """The answer of /detokenize."""
 

@@ -27,6 +27,7 @@ from xlaserve.server.answer_models import (
     Readiness,
     ResponseObject,
     Text,
+    TokenizerInfo,
     Tokens,
     Version,
 )
@@ -63,6 +64,7 @@ _ROUTES = (
           statuses=(*NEEDS_ENGINE, 404)),
     Route("POST", "/tokenize", tokenize.tokenize, tokenize.TokenizeRequest, Tokens, statuses=(*NEEDS_ENGINE, 404)),
     Route("POST", "/detokenize", tokenize.detokenize, tokenize.DetokenizeRequest, Text, statuses=(*NEEDS_ENGINE, 404)),
+    Route("GET", "/tokenizer_info", tokenize.tokenizer_info, answer=TokenizerInfo, statuses=NEEDS_ENGINE),
     *(Route("POST", path, refuse_pooling, answer=None, statuses=(*NEEDS_ENGINE, 400)) for path in (
         "/v1/embeddings", "/pooling", "/classify", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank")),
     Route("GET", "/v1/models", operations.list_models, answer=ModelList, statuses=NEEDS_ENGINE),

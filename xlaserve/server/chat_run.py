@@ -8,20 +8,24 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.requests import Request
 
 from xlaserve.engine.outputs import Logprob
+from xlaserve.errors import InvalidRequestError
 from xlaserve.sampling.beam_search import GenerationParams
 from xlaserve.server.chat_prompt import chat_prompt
+from xlaserve.server.chat_reading import Reading, reading_of
+from xlaserve.server.chat_setup import chat_setup
 from xlaserve.server.generation import Delta, Generation
 from xlaserve.server.pacing import check_interval, paced
 from xlaserve.server.parameters import generation_params
 from xlaserve.server.parsing.events import Content, OutputEvent, Reasoning, ToolCallArguments, ToolCallStart
 from xlaserve.server.protocol import ChatCompletionRequest
 from xlaserve.server.state import state_of
+from xlaserve.server.structured import checked_structure
 from xlaserve.server.unsupported import refuse_unsupported
 
 
@@ -77,6 +81,7 @@ class ChatRun:
         generation: submitted, not consumed.
         params: what it was submitted with.
         prompt_token_ids: what the model reads.
+        reading: how its text is read; None where it is nothing but content.
         stream_interval: tokens of a choice that a delta is made of; None for one by one.
     """
 
@@ -87,6 +92,7 @@ class ChatRun:
         params: GenerationParams,
         prompt_token_ids: list[int],
         *,
+        reading: Reading | None = None,
         stream_interval: int | None = None,
     ) -> None:
         self.request_id = request_id
@@ -96,6 +102,10 @@ class ChatRun:
         self.prompt_tokens = len(prompt_token_ids)
         self._stream_interval = stream_interval
         self.choice_count = len(generation.choices)
+        self._reading = reading
+        self._parsers = None if reading is None else [reading.parser() for _ in range(self.choice_count)]
+        self._reasoning_tokens = [0] * self.choice_count
+        self._called = [False] * self.choice_count
 
     async def deltas(self) -> AsyncGenerator[list[ChatDelta]]:
         """What is new, as the engine produces it; ends when every choice has ended.
@@ -103,9 +113,19 @@ class ChatRun:
         Raises:
             ShuttingDownError, GenerationFailedError, EngineDeadError: the engine ended a choice early.
         """
-        async with aclosing(paced(self.generation.deltas(), self._stream_interval)) as steps:
+        async with aclosing(self.steps()) as steps:
             async for deltas in steps:
-                yield [self._chat_delta(delta) for delta in deltas]
+                yield [self.read(delta) for delta in deltas]
+
+    @property
+    def plain(self) -> bool:
+        """Whether the text is nothing but content, so that it need not be read."""
+        return self._parsers is None
+
+    def steps(self) -> AsyncGenerator[list[Delta]]:
+        """What `deltas` gives before it is read, for who passes plain text on without a detour; see `read`."""
+        steps = self.generation.deltas()
+        return steps if self._stream_interval in (None, 1) else paced(steps, self._stream_interval)
 
     async def collect(self) -> list[ChatChoice]:
         """All choices, complete."""
@@ -144,15 +164,34 @@ class ChatRun:
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's usage object for the whole request so far."""
-        return self.generation.usage()
+        return self._with_reasoning(self.generation.usage(), sum(self._reasoning_tokens))
 
     def choice_usage(self, index: int) -> dict[str, Any]:
         """The same for one choice so far."""
-        return self.generation.choice_usage(index)
+        return self._with_reasoning(self.generation.choice_usage(index), self._reasoning_tokens[index])
 
-    def _chat_delta(self, delta: Delta) -> ChatDelta:
-        events: list[OutputEvent] = [Content(delta.text)] if delta.text else []
-        return ChatDelta(delta.choice, events, delta.token_ids, delta.logprobs, delta.finish_reason, delta.stop_reason)
+    def _with_reasoning(self, usage: dict[str, Any], tokens: int) -> dict[str, Any]:
+        if self._reading is not None and self._reading.reasoning is not None:
+            usage["completion_tokens_details"] = {"reasoning_tokens": tokens}
+        return usage
+
+    def read(self, delta: Delta) -> ChatDelta:
+        """What new text of a choice means; every piece must be read, in order."""
+        if self._parsers is None:
+            events: list[OutputEvent] = [Content(delta.text)] if delta.text else []
+            return ChatDelta(delta.choice, events, delta.token_ids, delta.logprobs, delta.finish_reason, delta.stop_reason)
+        parser, reason = self._parsers[delta.choice], delta.finish_reason
+        events = parser.feed(delta.text)
+        if parser.in_reasoning or any(isinstance(event, Reasoning) for event in events):
+            self._reasoning_tokens[delta.choice] += len(delta.token_ids)
+        if reason is not None:
+            events += parser.finish()
+        assert self._reading is not None
+        events = [event for event in events if self._reading.wants(event)]
+        self._called[delta.choice] |= any(isinstance(event, ToolCallStart) for event in events)
+        if reason == "stop" and self._called[delta.choice]:
+            reason = "tool_calls"
+        return ChatDelta(delta.choice, events, delta.token_ids, delta.logprobs, reason, delta.stop_reason)
 
 
 async def start_chat(request: Request, body: ChatCompletionRequest, *, request_id: str | None = None) -> ChatRun:
@@ -172,8 +211,19 @@ async def start_chat(request: Request, body: ChatCompletionRequest, *, request_i
     refuse_unsupported(body, chat=True)
     check_interval(body.stream_interval)
     state.check_model(body.model)
+    setup = chat_setup(state)
     prompt = await chat_prompt(body, state)
-    params = generation_params(body, engine, len(prompt.token_ids), "messages")
+    reading = reading_of(body, prompt, setup, engine.tokenizer)
+    after = None if reading is None else reading.answer_after
+    calls = None if prompt.tools is None else prompt.tools.structured(after)
+    if calls is not None and body.use_beam_search:
+        raise InvalidRequestError(
+            "`tool_choice` cannot require a call together with `use_beam_search`.", field="tool_choice", value=body.tool_choice
+        )
+    structured = await checked_structure(body, engine, after=after, calls=calls)
+    params = generation_params(body, engine, len(prompt.token_ids), "messages", structured=structured)
+    if reading is not None and reading.special:
+        params = replace(params, skip_special_tokens=False)
     request_id = request_id or f"chatcmpl-{uuid.uuid4().hex}"
     generation = Generation(engine, state.metrics, [prompt.token_ids], [params], request_id)
-    return ChatRun(request_id, generation, params, prompt.token_ids, stream_interval=body.stream_interval)
+    return ChatRun(request_id, generation, params, prompt.token_ids, reading=reading, stream_interval=body.stream_interval)

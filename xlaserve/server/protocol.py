@@ -15,6 +15,10 @@ from xlaserve.sampling.params import MAX_BAD_WORDS, MAX_LOGPROBS, MAX_N, MAX_STO
 
 MAX_PROMPTS = 1024
 MAX_STREAM_INTERVAL = 1024
+MAX_TOOLS = 512
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+"""Of reasoning; which of them make a difference is up to the model."""
+
 COMPLETION_MAX_TOKENS = 16
 """What a completion request that does not say gets."""
 
@@ -51,6 +55,12 @@ def _prompt(value: object) -> object:
 def _not_empty(value: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if not value:
         raise ValueError("must not be empty")
+    return value
+
+
+def _effort(value: str | None) -> str | None:
+    if value is not None and value not in EFFORTS:
+        raise ValueError(f"must be one of {', '.join(EFFORTS)}")
     return value
 
 
@@ -94,10 +104,35 @@ _MESSAGES: dict[str, Any] = {
         "type": "object",
         "required": ["role", "content"],
         "properties": {
-            "role": {"enum": ["system", "developer", "user", "assistant"]},
+            "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
             "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}]},
         },
     },
+}
+
+_FUNCTION_NAME = {"type": "string", "pattern": "^[A-Za-z0-9_.:/-]{1,128}$"}
+_TOOLS: dict[str, Any] = {
+    "type": "array",
+    "maxItems": MAX_TOOLS,
+    "items": {
+        "type": "object",
+        "required": ["type", "function"],
+        "properties": {
+            "type": {"const": "function"},
+            "function": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {"name": _FUNCTION_NAME, "description": {"type": "string"}, "parameters": {"type": "object"}},
+            },
+        },
+    },
+}
+_NAMED_TOOL = {"type": "object", "required": ["name"], "properties": {"name": _FUNCTION_NAME}}
+_TOOL_CHOICE: dict[str, Any] = {
+    "anyOf": [
+        {"enum": ["none", "auto", "required"]},
+        {"type": "object", "required": ["type", "function"], "properties": {"type": {"const": "function"}, "function": _NAMED_TOOL}},
+    ]
 }
 
 Integer = Annotated[int, BeforeValidator(_whole_number)]
@@ -168,6 +203,13 @@ class GenerationRequest(BaseModel):
     request_id: Annotated[str | None, AfterValidator(_name), _or_null({"type": "string", "pattern": f"^{_REQUEST_ID.pattern}$"})] = None
     priority: Integer | None = None
     cache_salt: Annotated[str | None, _or_null(_TEXT)] = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
 
     @field_validator("stream_options")
     @classmethod
@@ -198,7 +240,11 @@ class CompletionRequest(GenerationRequest):
 
 
 class ChatCompletionRequest(GenerationRequest):
-    """POST /v1/chat/completions. `max_completion_tokens` takes precedence over `max_tokens`; `top_logprobs` needs `logprobs`."""
+    """POST /v1/chat/completions. `max_completion_tokens` takes precedence over `max_tokens`; `top_logprobs` needs `logprobs`.
+
+    `tools` are functions that the model may call, as far as `tool_choice` and `parallel_tool_calls` let it. `reasoning_effort` and
+    `documents` are read by chat templates; `include_reasoning: false` leaves reasoning out of the answer.
+    """
 
     messages: Annotated[list[dict[str, Any]], AfterValidator(_not_empty), WithJsonSchema(_MESSAGES)]
     max_completion_tokens: Annotated[Integer | None, _whole(1)] = None
@@ -206,4 +252,11 @@ class ChatCompletionRequest(GenerationRequest):
     top_logprobs: Annotated[Integer | None, _whole(0, MAX_LOGPROBS)] = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    tools: Annotated[list[dict[str, Any]] | None, _or_null(_TOOLS)] = None
+    tool_choice: Annotated[str | dict[str, Any] | None, _or_null(_TOOL_CHOICE)] = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Annotated[str | None, AfterValidator(_effort), _or_null({"enum": list(EFFORTS)})] = None
+    include_reasoning: bool | None = None

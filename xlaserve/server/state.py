@@ -46,11 +46,11 @@ class ServerState:
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.responses = ResponseStore(settings.max_stored_responses, settings.max_stored_bytes)
         self.load = 0
         self.observers: list[MakeObserver] = [request_log(settings.max_log_len)] if settings.log_requests else []
         if settings.otlp_traces_endpoint is not None:
             self.observers.append(open_tracing(settings.otlp_traces_endpoint).observer)
-        self.responses = ResponseStore(settings.max_stored_responses, settings.max_stored_bytes)
         self.idle = asyncio.Event()
         self.idle.set()
         self._engine: Engine | None = None

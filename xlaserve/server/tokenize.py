@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize, as vLLM has them: what the model would read of a prompt or a conversation, and the text of tokens."""
+"""POST /tokenize and /detokenize: the token ids that the model would read of a prompt or a conversation, and tokens' text."""
 
 from __future__ import annotations
 
@@ -81,6 +81,16 @@ async def detokenize(request: Request) -> Response:
     else:
         text = await asyncio.to_thread(engine.tokenizer.decode, tokens, skip_special_tokens=False)
     return Response(orjson.dumps({"prompt": text}), media_type="application/json")
+
+
+async def tokenizer_info(request: Request) -> Response:
+    """GET /tokenizer_info: what harnesses need that render and cut prompts themselves."""
+    engine = state_of(request).require_engine()
+    tokenizer = engine.tokenizer
+    special = {name: tokenizer.named_tokens.get(name) for name in ("bos_token", "eos_token", "pad_token")}
+    template = tokenizer.chat_templates.get("default")
+    own = {"chat_template": template, "vocab_size": engine.vocab_size, "model_max_length": engine.max_model_len}
+    return Response(orjson.dumps({**special, **own}), media_type="application/json")
 
 
 async def _ids(body: TokenizeRequest, state: ServerState) -> list[int]:

@@ -13,7 +13,7 @@ from xlaserve.buckets.lint.ranges import Contract
 from xlaserve.buckets.lint.report import Report
 from xlaserve.buckets.lint.rule import Facts, Subject
 from xlaserve.buckets.lint.stablehlo import parse_stablehlo, read_stablehlo
-from xlaserve.buckets.lint.target import TARGETS
+from xlaserve.platforms.neuron_targets import TARGETS
 
 FACTS: dict[str, Any] = {"contract": {}, "donated": (), "jax_version": "0.10.0"}
 

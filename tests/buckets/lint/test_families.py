@@ -18,13 +18,14 @@ from xlaserve.buckets.lint.contract import contract
 from xlaserve.buckets.lint.hlo import hlo_text, read_hlo
 from xlaserve.buckets.lint.ladder_lint import facts_of, lint_ladder
 from xlaserve.buckets.lint.linter import Linter
+from xlaserve.buckets.lint.one_device import one_device
 from xlaserve.buckets.lint.ranges import Range
 from xlaserve.buckets.lint.report import Report
 from xlaserve.buckets.lint.rule import Subject
 from xlaserve.buckets.lint.stablehlo import read_stablehlo
-from xlaserve.buckets.lint.target import TARGETS
 from xlaserve.models.registry import ARCHITECTURES, model_config
 from xlaserve.platforms.neuron import NEURON
+from xlaserve.platforms.neuron_targets import TARGETS
 
 KNOWN = {"N01": "warning", "N15": "warning", "N24": "warning", "N26": "info", "N27": "warning"}
 """Operations in no list (xor, bitcast_convert), gathers by two indices, flattened KV, short chunks, and the JAX that runs the tests."""
@@ -77,6 +78,42 @@ def test_every_graph_passes_for_every_target(family: str) -> None:
         assert {finding.rule: finding.severity for finding in report.findings}.items() <= KNOWN.items()
         assert all(finding.forms == ("stablehlo", "hlo") for finding in report.findings), "both forms say the same"
         assert all(finding.place.source for finding in report.findings if finding.op)
+
+
+@pytest.mark.parametrize(("family", "cores"), [("llama3", 2), ("qwen2", 4)])
+def test_every_graph_of_a_split_model_passes(family: str, cores: int) -> None:
+    """As one core runs it, with its part of weights and KV: collectives and all, and nothing that is not in the whole model's graphs."""
+    spec = replace(neuron_spec(family), tensor_parallel_size=cores)
+    targets = [target for target in TARGETS.values() if cores in target.parallel]
+    for report in lint_ladder(spec, ladder(), targets, NEURON.jax_name):
+        assert report.graphs == tuple(bucket.name for bucket in ladder().graphs)
+        assert report.count("error") == 0, "\n".join(report.lines())
+        assert not report.unchecked
+        assert {finding.rule: finding.severity for finding in report.findings}.items() <= KNOWN.items()
+        assert all(finding.forms == ("stablehlo", "hlo") for finding in report.findings), "both forms say the same"
+    [report] = lint_ladder(spec, one_step(), [replace(targets[0], parallel=(1,))], NEURON.jax_name)
+    assert {finding.message for finding in report.findings if finding.rule == "N25"} == {
+        f"{op} over {cores} cores; {targets[0].name} takes 1" for op in ("all_reduce", "all_gather")
+    }
+
+
+def test_a_split_model_is_read_as_one_core_has_it() -> None:
+    spec, bucket = replace(neuron_spec("llama3"), tensor_parallel_size=2), GenerateBucket(2, 2)
+    whole = read_stablehlo(one_device(lower_for(neuron_spec("llama3"), bucket, "neuron").compiler_ir("stablehlo")), "whole")
+    module = read_stablehlo(one_device(lower_for(spec, bucket, "neuron").compiler_ir("stablehlo")), "part")
+    shapes = {value.name: value.type.shape for value in module.main.arguments}
+    assert shapes["kv[0]"] == (9, 1, 128, 16)
+    assert shapes["batch"] == {value.name: value.type.shape for value in whole.main.arguments}["batch"]
+    assert len(module.aliases) == len(whole.aliases) > 0
+    names = [op.name for op in module.ops()]
+    assert names.count("all_reduce") == 1 + 2 * spec.model.num_layers, "embedding, attention and MLP"
+    assert names.count("all_gather") == 1, "logits"
+    assert "partition_id" not in names
+
+
+def one_step() -> Ladder:
+    """The ladder with one token-generation graph alone."""
+    return Ladder((), (GenerateBucket(2, 2),), NEURON.block_size)
 
 
 @pytest.mark.parametrize(

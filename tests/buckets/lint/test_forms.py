@@ -17,9 +17,9 @@ from xlaserve.buckets.lint.files import lint_files, module_files
 from xlaserve.buckets.lint.hlo import hlo_text, read_hlo
 from xlaserve.buckets.lint.module import Module, Op
 from xlaserve.buckets.lint.stablehlo import read_stablehlo
-from xlaserve.buckets.lint.target import TARGETS
 from xlaserve.cli import main
 from xlaserve.errors import ArtifactError
+from xlaserve.platforms.neuron_targets import TARGETS
 
 
 def step(x: Any, kv: Any, i: Any) -> Any:
@@ -128,6 +128,7 @@ def test_a_directory_of_modules(tmp_path: Path) -> None:
         ("a.hlo", b"\xff\xfe\x00", "is not text"),
         ("a.hlo", b"HloModule m\n\nENTRY e {\n  x = f32[2]{0} parameter(0\n}\n", "unbalanced"),
         ("a.pb", b"\xff" * 40, "is not an HloModuleProto"),
+        ("a.stablehlo", b"anything", "is none that JAX"),
     ],
 )
 def test_a_damaged_file_is_named(name: str, content: bytes, problem: str, tmp_path: Path) -> None:
@@ -144,6 +145,26 @@ def test_the_command_on_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "unknown N27" in out
     assert "limit   N22" in out
     assert out.splitlines()[-1].startswith("trn1: 4 graphs, 27 rules: ")
+
+
+def test_the_command_on_an_artifact_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def step(x: jax.Array) -> jax.Array:
+        return jnp.sort(x) + 1
+
+    shape = jax.ShapeDtypeStruct((4,), jnp.float32)
+    exported = jax.export.export(jax.jit(step), platforms=["neuron"])(shape)
+    (tmp_path / "generate-1-1.stablehlo").write_bytes(exported.serialize())
+    assert main(["lint", str(tmp_path), "--target", "inf2"]) == 1
+    out = capsys.readouterr().out
+    assert "error   N02  sort: the compiler has no sort" in out
+    assert out.splitlines()[-1].startswith("inf2: 1 graphs, 27 rules: ")
+
+
+def test_a_models_folder_is_no_folder_of_modules(tmp_path: Path) -> None:
+    (tmp_path / "merges.txt").write_text("a b")
+    assert module_files(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert not module_files(tmp_path)
 
 
 def test_the_command_on_a_model_that_is_only_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,8 +24,6 @@ from xlaserve.buckets.portable import export
 from xlaserve.engine.batch import empty_batch
 from xlaserve.engine.build import make_plan, open_stores
 from xlaserve.engine.config import EngineConfig
-from xlaserve.models.layers import fused_rows
-from xlaserve.models.weights import load_weights
 
 PROMPT = [5, 6, 7, 8, 9]
 
@@ -39,6 +37,8 @@ def main() -> None:
     batch[0, Header.SLOT], batch[0, Header.LENGTH] = 0, len(PROMPT)
     batch[0, TOKENS_AT : TOKENS_AT + len(PROMPT)] = PROMPT
     batch[0, table_at(context) :] = range(1, 1 + context.width)
+    rng = np.random.default_rng(0)
+    weights = tuple(rng.normal(0, 0.1, array.shape).astype(array.dtype) for array in spec.parameters().values())
 
     def load(bucket: Any, core: Any) -> Any:
         content = store.executable(bucket.name)
@@ -46,7 +46,7 @@ def main() -> None:
         return executable.load(bucket.name, content, entry(spec, bucket).arguments, results(spec, bucket), core)
 
     def run(core: Any) -> dict[str, Any]:
-        params = load_weights(plan.checkpoint, spec.parameters(), core, fused_rows=fused_rows(plan.model))
+        params = jax.device_put(weights, core)
         step = load(context, core)
         kv, state = load(BLANK, core)()
         given = jax.tree.leaves((kv, state))

@@ -308,7 +308,7 @@ def test_ids() -> None:
 
 
 def test_special_tokens_are_left_out_unless_they_are_markers() -> None:
-    special = ["<tool_call>", "</tool_call>", "<|im_end|>", "<s>"]
+    special = ["<tool_call>", "</tool_call>", "<|im_end|>", "<s>", "<think>", "</think>"]
     text = '<s>Hi<|im_end|> <tool_call>{"name": "now", "arguments": {}}</tool_call><|im_end|>'
     assert read(text, "hermes", "qwen3", special=special) == Read("Hi", "", [("now", "{}")], ["call_0"])
     assert read("<tool_call>no<|im_end|>", "hermes", special=special) == Read("no")

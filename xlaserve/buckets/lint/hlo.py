@@ -10,14 +10,10 @@ from typing import Any
 import numpy as np
 from jaxlib import _jax  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
 
+from xlaserve.buckets._compat import hlo
 from xlaserve.buckets.lint.groups import listed_groups
 from xlaserve.buckets.lint.module import Block, Module, Op, Place, Tensor, Value
 from xlaserve.errors import ArtifactError
-
-try:
-    from jaxlib import _hlo  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
-except ImportError:  # jaxlib 0.10.0 has it all in one module
-    _hlo = _jax
 
 _NAMES = {
     "dot": "dot_general",
@@ -61,13 +57,13 @@ def proto_text(content: bytes) -> str:
         ArtifactError: it is none.
     """
     try:
-        return _text(_hlo.HloModule.from_serialized_hlo_module_proto(content))
+        return _text(hlo.HloModule.from_serialized_hlo_module_proto(content))
     except Exception as error:  # the binding raises kinds of its own
         raise ArtifactError(f"is not an HloModuleProto: {str(error).splitlines()[0]}") from error
 
 
 def _text(module: Any) -> str:
-    options = _hlo.HloPrintOptions()
+    options = hlo.HloPrintOptions()
     options.print_metadata = True
     options.print_large_constants = False
     return module.to_string(options)

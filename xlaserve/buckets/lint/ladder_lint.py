@@ -11,10 +11,11 @@ from xlaserve.buckets.ladder import BLANK, COPY, SEAT, Bucket, ContextBucket, Ge
 from xlaserve.buckets.lint.contract import contract
 from xlaserve.buckets.lint.hlo import hlo_text, read_hlo
 from xlaserve.buckets.lint.linter import Linter
+from xlaserve.buckets.lint.one_device import one_device
 from xlaserve.buckets.lint.report import Report
 from xlaserve.buckets.lint.rule import Facts, Subject
 from xlaserve.buckets.lint.stablehlo import read_stablehlo
-from xlaserve.buckets.lint.target import Target
+from xlaserve.platforms.neuron_targets import Target
 
 _BUILT_IN = ("tiled", "gather")
 _DONATED: dict[UpkeepBucket, tuple[str, ...]] = {SEAT: ("state",), COPY: ("kv",), BLANK: ()}
@@ -41,7 +42,7 @@ def lint_ladder(
     """
     linters = [Linter(target) for target in targets]
     for done, bucket in enumerate(ladder.graphs, 1):
-        module = lower_for(spec, bucket, jax_name).compiler_ir("stablehlo")
+        module = one_device(lower_for(spec, bucket, jax_name).compiler_ir("stablehlo"))
         facts = facts_of(spec, bucket, ladder)
         for read in (read_stablehlo(module, bucket.name), read_hlo(hlo_text(module), bucket.name)):
             subject = Subject(read, facts)

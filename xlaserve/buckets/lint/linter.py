@@ -9,7 +9,7 @@ from xlaserve.buckets.lint.module import Form, Op, Place
 from xlaserve.buckets.lint.report import Report
 from xlaserve.buckets.lint.rule import Subject
 from xlaserve.buckets.lint.rules import RULES
-from xlaserve.buckets.lint.target import Target
+from xlaserve.platforms.neuron_targets import Target
 
 _Key = tuple[str, Severity, str, str]
 

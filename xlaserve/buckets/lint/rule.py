@@ -9,7 +9,7 @@ from functools import cached_property
 from xlaserve.buckets.lint.finding import Hit, NotChecked
 from xlaserve.buckets.lint.module import Module, Op, Value
 from xlaserve.buckets.lint.ranges import Contract, Range, index_ranges
-from xlaserve.buckets.lint.target import Target
+from xlaserve.platforms.neuron_targets import Target
 
 
 @dataclass(frozen=True, slots=True)

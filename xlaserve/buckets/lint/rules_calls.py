@@ -12,7 +12,7 @@ from xlaserve.buckets.lint.finding import Hit, NotChecked
 from xlaserve.buckets.lint.module import Op
 from xlaserve.buckets.lint.rule import Subject, rule
 from xlaserve.buckets.lint.rules_ops import is_callback
-from xlaserve.buckets.lint.target import Target
+from xlaserve.platforms.neuron_targets import Target
 
 _KNOWN = """
     AwsNeuronErf AwsNeuronGelu AwsNeuronGeluApprxTanh AwsNeuronGeluBackward AwsNeuronSilu AwsNeuronSiluBackward AwsNeuronRmsNorm

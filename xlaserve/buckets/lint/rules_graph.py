@@ -10,7 +10,7 @@ from xlaserve.buckets.lint.finding import Hit, NotChecked
 from xlaserve.buckets.lint.module import Block, Module, Op
 from xlaserve.buckets.lint.rule import Subject, rule
 from xlaserve.buckets.lint.rules_loops import trip_count
-from xlaserve.buckets.lint.target import Target
+from xlaserve.platforms.neuron_targets import Target
 
 _MIB = 1 << 20
 _STATE = ("kv", "state")

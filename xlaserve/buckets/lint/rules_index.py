@@ -11,7 +11,7 @@ from xlaserve.buckets.lint.finding import Hit, NotChecked
 from xlaserve.buckets.lint.module import Op, Value, constant_of
 from xlaserve.buckets.lint.ranges import of_type
 from xlaserve.buckets.lint.rule import Subject, rule
-from xlaserve.buckets.lint.target import Target
+from xlaserve.platforms.neuron_targets import Target
 
 _LIMIT = "What the host puts into index arguments is taken from the layout of batches; for files, where that is unknown, it stays open."
 _LOWEST_INT = -(2**31)

@@ -8,7 +8,7 @@ from math import prod
 from xlaserve.buckets.lint.finding import Hit, NotChecked
 from xlaserve.buckets.lint.module import Block, Op, Value, constant_of
 from xlaserve.buckets.lint.rule import Subject, rule
-from xlaserve.buckets.lint.target import Target
+from xlaserve.platforms.neuron_targets import Target
 
 _COMBINERS = ("add", "multiply", "minimum", "maximum", "and", "or")
 _LONG_WINDOW = 1024

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from xlaserve.buckets.lint.finding import Hit, NotChecked
 from xlaserve.buckets.lint.module import Op, constant_of, walk
 from xlaserve.buckets.lint.rule import Subject, rule
-from xlaserve.buckets.lint.target import Target
+from xlaserve.platforms.neuron_targets import Target
 
 _ALLOWED = """
     abs add and atan2 broadcast broadcast_in_dim call ceil clamp compare concatenate constant convert convolution copy cosine divide

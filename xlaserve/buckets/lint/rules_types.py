@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from xlaserve.buckets.lint.finding import Hit, NotChecked, Severity
 from xlaserve.buckets.lint.module import Op, Tensor, Value, dtype_bits
 from xlaserve.buckets.lint.rule import Subject, rule
-from xlaserve.buckets.lint.target import Target
+from xlaserve.platforms.neuron_targets import Target
 
 _PLAIN = ("f32", "bf16", "f16", "s32", "u32", "s8", "u8", "pred", "f8e4m3", "f8e5m2", "token")
 

@@ -63,6 +63,8 @@ def _user(role: str, message: Message, path: str) -> list[Message]:
             turns.append({"role": "tool", "tool_call_id": _string(block, "tool_use_id", where), "content": content})
         else:
             _append(turns, {"role": role, "content": _text(block, where, "text, tool_result")})
+    if not turns:
+        raise InvalidRequestError(f"`{path}.content` must not be empty.", field=f"{path}.content", value=[])
     return turns
 
 

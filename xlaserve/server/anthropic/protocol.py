@@ -22,6 +22,12 @@ def _system(value: object) -> object:
 
 
 _BLOCKS: dict[str, Any] = {"type": "array", "items": {"type": "object"}}
+_MESSAGE: dict[str, Any] = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {"role": {"enum": ["user", "assistant"]}, "content": {"anyOf": [{"type": "string"}, _BLOCKS]}},
+}
+_MESSAGES: dict[str, Any] = {"type": "array", "items": _MESSAGE, "minItems": 1}
 System = Annotated[Any, AfterValidator(_system), WithJsonSchema({"anyOf": [{"type": "string"}, _BLOCKS, {"type": "null"}]})]
 
 
@@ -31,7 +37,7 @@ class CountTokens(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     model: str | None = None
-    messages: Annotated[list[dict[str, Any]], AfterValidator(_not_empty)]
+    messages: Annotated[list[dict[str, Any]], AfterValidator(_not_empty), WithJsonSchema(_MESSAGES)]
     system: System = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: dict[str, Any] | None = None

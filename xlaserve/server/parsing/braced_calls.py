@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from xlaserve.server.parsing.json_calls import MAX_NAME
-from xlaserve.server.parsing.reader import Markers, Reader, Steps
+from xlaserve.server.parsing.reader import Reader, Steps, markers
 from xlaserve.server.parsing.sink import Sink
 from xlaserve.server.parsing.tagged_calls import EscapedText
 from xlaserve.server.parsing.tools import dumps, typed
@@ -50,7 +50,7 @@ class BracedCalls:
                 sink.arguments("}")
                 return True
             if (yield from reader.take(self.quote)):
-                key, _ = yield from reader.until(Markers((self.quote,)), MAX_NAME)
+                key, _ = yield from reader.until(markers((self.quote,)), MAX_NAME)
             else:
                 key = (yield from reader.match(_KEY, MAX_NAME)).strip()
             if not key or not (yield from reader.take(":")):
@@ -85,7 +85,7 @@ class BracedCalls:
         if (yield from reader.take(self.quote)):
             sink.arguments('"')
             text = EscapedText(sink.arguments, "")
-            end = yield from reader.pump(Markers((self.quote,)), text.add)
+            end = yield from reader.pump(markers((self.quote,)), text.add)
             text.end(whole=bool(end))
             return bool(end)
         if depth < _MAX_DEPTH and (yield from reader.take("{")):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from xlaserve.server.parsing.braced_calls import BracedCalls
+from xlaserve.server.parsing.harmony import MARKERS
 from xlaserve.server.parsing.json_calls import JsonArguments, JsonCalls
 from xlaserve.server.parsing.named_calls import NamedCalls
 from xlaserve.server.parsing.python_calls import PythonCalls
@@ -31,6 +32,7 @@ class ToolFormat:
         opens: markers that open calls anywhere in the content.
         closes: markers that end them.
         around: further markers around calls that mean nothing by themselves.
+        inner: markers within calls.
         syntaxes: how calls are written after an opening marker, tried in order.
         bare: how they are written at the beginning of the content without any marker.
         short_ids: ids of calls must be nine letters or digits.
@@ -40,10 +42,16 @@ class ToolFormat:
     opens: tuple[str, ...] = ()
     closes: tuple[str, ...] = ()
     around: tuple[str, ...] = ()
+    inner: tuple[str, ...] = ()
     syntaxes: tuple[CallSyntax, ...] = ()
     bare: CallSyntax | None = None
     short_ids: bool = False
     channels: bool = False
+
+    @property
+    def markers(self) -> frozenset[str]:
+        """All markers of the format, which a model may have as special tokens."""
+        return frozenset((*self.opens, *self.closes, *self.around, *self.inner))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +73,11 @@ class ReasoningFormat:
     around: tuple[str, ...] = ()
     implied: bool = False
     channels: bool = False
+
+    @property
+    def markers(self) -> frozenset[str]:
+        """All markers of the format, which a model may have as special tokens."""
+        return frozenset((*self.opens, *self.closes, *self.ends, *self.around))
 
     def opened_by(self, prompt: str) -> bool:
         """Whether an answer to `prompt` begins within reasoning, which many templates open; where they close it, there is none."""
@@ -112,24 +125,31 @@ _GLM = ToolFormat(
 _LLAMA_JSON = ToolFormat(opens=("<|python_tag|>",), syntaxes=(JsonCalls(),), bare=JsonCalls(bare=True))
 _PYTHONIC = ToolFormat(opens=("<|python_start|>",), closes=("<|python_end|>",), syntaxes=(PythonCalls(),), bare=PythonCalls(bare=True))
 _MISTRAL = ToolFormat(
-    opens=("[TOOL_CALLS]",), syntaxes=(JsonCalls(), NamedCalls(separator="[ARGS]", id_marker="[CALL_ID]")), short_ids=True
+    opens=("[TOOL_CALLS]",),
+    inner=("[ARGS]", "[CALL_ID]"),
+    syntaxes=(JsonCalls(), NamedCalls(separator="[ARGS]", id_marker="[CALL_ID]")),
+    short_ids=True,
 )
 _DEEPSEEK = ToolFormat(
     opens=("<｜tool▁call▁begin｜>",),
     closes=("<｜tool▁call▁end｜>",),
     around=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+    inner=("<｜tool▁sep｜>",),
     syntaxes=(NamedCalls(separator="<｜tool▁sep｜>", closes=("<｜tool▁call▁end｜>",)),),
 )
 _KIMI = ToolFormat(
     opens=("<|tool_call_begin|>",),
     closes=("<|tool_call_end|>",),
     around=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
+    inner=("<|tool_call_argument_begin|>",),
     syntaxes=(NamedCalls(separator="<|tool_call_argument_begin|>", closes=("<|tool_call_end|>",), numbered=True),),
 )
 _GRANITE = ToolFormat(opens=("<|tool_call|>", "<tool_call>"), closes=("</tool_call>",), syntaxes=(JsonCalls(closes=("</tool_call>",)),))
-_GEMMA = ToolFormat(opens=("<|tool_call>",), closes=("<tool_call|>",), syntaxes=(BracedCalls('<|"|>'),))
-_FUNCTION_GEMMA = ToolFormat(opens=("<start_function_call>",), closes=("<end_function_call>",), syntaxes=(BracedCalls("<escape>"),))
-_HARMONY = ToolFormat(channels=True)
+_GEMMA = ToolFormat(opens=("<|tool_call>",), closes=("<tool_call|>",), inner=('<|"|>',), syntaxes=(BracedCalls('<|"|>'),))
+_FUNCTION_GEMMA = ToolFormat(
+    opens=("<start_function_call>",), closes=("<end_function_call>",), inner=("<escape>",), syntaxes=(BracedCalls("<escape>"),)
+)
+_HARMONY = ToolFormat(around=MARKERS, channels=True)
 
 TOOL_FORMATS: Mapping[str, ToolFormat] = {
     "deepseek_v3": _DEEPSEEK,
@@ -167,7 +187,7 @@ REASONING_FORMATS: Mapping[str, ReasoningFormat] = {
     "granite": _GRANITE_THOUGHTS,
     "kimi_k2": ReasoningFormat(opens=("<think>",), closes=("</think>",), ends=("<|tool_calls_section_begin|>",)),
     "mistral": ReasoningFormat(opens=("[THINK]",), closes=("[/THINK]",)),
-    "openai_gptoss": ReasoningFormat(channels=True),
+    "openai_gptoss": ReasoningFormat(around=MARKERS, channels=True),
     "qwen3": _THINK,
 }
 """By the names that vLLM has for them."""

@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterable
 
 from xlaserve.server.parsing.json_calls import copy_container
-from xlaserve.server.parsing.reader import Markers, Reader, Steps
+from xlaserve.server.parsing.reader import Reader, Steps, markers
 from xlaserve.server.parsing.sink import Sink
 
 _ENDS = ("<|end|>", "<|call|>", "<|return|>", "<|start|>", "<|channel|>")
-_HEADER = Markers(("<|message|>", "<|end|>", "<|call|>", "<|return|>"))
+_HEADER = markers(("<|message|>", "<|end|>", "<|call|>", "<|return|>"))
 _HEADER_BEGINNINGS = ("<|channel|>", "<|start|>", "<|message|>", " to=", "to=")
 _MAX_HEADER = 1024
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
@@ -31,7 +31,7 @@ def read_harmony(reader: Reader, sink: Sink, dropped: Iterable[str]) -> Steps[No
         sink: gets the analysis channel as reasoning, calls of functions as calls, and all else as content.
         dropped: special tokens to leave out.
     """
-    body = Markers((*_ENDS, *dropped))
+    body = markers((*_ENDS, *dropped))
     analysed = False
     while True:
         channel, recipient, before = "final", "", reader.at

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from xlaserve.server.parsing.events import OutputEvent
 from xlaserve.server.parsing.formats import ReasoningFormat, ToolFormat
 from xlaserve.server.parsing.harmony import read_harmony
-from xlaserve.server.parsing.reader import Markers, Reader, Steps
+from xlaserve.server.parsing.reader import Reader, Steps, markers
 from xlaserve.server.parsing.sink import Sink
 from xlaserve.server.parsing.tools import ToolSchemas
 
@@ -69,7 +69,7 @@ class OutputParser:
 
     def _answer(self) -> Steps[None]:
         if self._calls.channels or self._thoughts.channels:
-            yield from read_harmony(self._reader, self._sink, self._dropped)
+            yield from read_harmony(self._reader, self._sink, self._special)
             return
         yield from self._reason()
         yield from self._content()
@@ -84,9 +84,9 @@ class OutputParser:
                 reader.at = before
                 return
             opened, sink.in_reasoning = False, True
-            dropped = {*self._dropped} - {*thoughts.ends}
-            ends = Markers((*thoughts.closes, *thoughts.ends, *dropped))
-            while (marker := (yield from reader.pump(ends, sink.reasoning))) in dropped:
+            final = ("", *thoughts.closes, *thoughts.ends)
+            ends = markers((*final, *self._dropped))
+            while (marker := (yield from reader.pump(ends, sink.reasoning))) not in final:
                 pass
             if marker in thoughts.ends:
                 reader.at -= len(marker)
@@ -100,8 +100,8 @@ class OutputParser:
             before = reader.at
             if not (yield from calls.bare.read(reader, sink, "")):
                 reader.at = before
-        openings = Markers((*calls.opens, *self._dropped))
-        within = Markers((*calls.opens, *calls.closes, *self._dropped))
+        openings = markers((*calls.opens, *self._dropped))
+        within = markers((*calls.opens, *calls.closes, *self._dropped))
         in_call = sink.calls > 0
         while marker := (yield from reader.pump(within if in_call else openings, sink.content)):
             if marker in calls.opens:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Iterable
-from typing import Any, TypeAlias, TypeVar
+from functools import lru_cache
+from typing import TypeAlias, TypeVar
 
 Result = TypeVar("Result")
 Steps: TypeAlias = Generator[None, None, Result]
@@ -48,6 +49,12 @@ class Markers:
             if text[place] in self._first and text[place:] in self._prefixes:
                 return place
         return len(text)
+
+
+@lru_cache(maxsize=256)
+def markers(texts: tuple[str, ...]) -> Markers:
+    """The set of these texts, made once."""
+    return Markers(texts)
 
 
 class Reader:
@@ -107,11 +114,11 @@ class Reader:
                 return found
             yield
 
-    def until(self, markers: Markers, most: int | None = None) -> Steps[tuple[str, str]]:
+    def until(self, wanted: Markers, most: int | None = None) -> Steps[tuple[str, str]]:
         """Read up to and over a marker: the text before it, and the marker; no marker at the end, or after `most` characters."""
         begin = place = self.at
         while True:
-            place, marker = markers.find(self.text, place, ended=self.ended)
+            place, marker = wanted.find(self.text, place, ended=self.ended)
             if most is not None and place - begin > most:
                 place, marker = begin + most, ""
             elif not marker and not self.ended:
@@ -120,10 +127,10 @@ class Reader:
             self.at = place + len(marker)
             return self.text[begin:place], marker
 
-    def pump(self, markers: Markers, emit: Emit) -> Steps[str]:
+    def pump(self, wanted: Markers, emit: Emit) -> Steps[str]:
         """Give out text as it comes, up to and over a marker, and return that; "" at the end. The marker may be read again."""
         while True:
-            place, marker = markers.find(self.text, self.at, ended=self.ended)
+            place, marker = wanted.find(self.text, self.at, ended=self.ended)
             if place > self.at:
                 emit(self.text[self.at : place])
             self.at = place
@@ -132,8 +139,3 @@ class Reader:
             if marker or self.ended:
                 return marker
             yield
-
-
-def run(steps: Steps[Any]) -> None:
-    """Go on until more text is needed or all is read."""
-    next(steps, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xlaserve.server.parsing.json_calls import MAX_NAME
-from xlaserve.server.parsing.reader import Emit, Markers, Reader, Steps
+from xlaserve.server.parsing.reader import Emit, Reader, Steps, markers
 from xlaserve.server.parsing.sink import Sink
 from xlaserve.server.parsing.tools import TEXT, dumps, typed
 
@@ -39,7 +39,7 @@ class TaggedCalls:
             yield from reader.skip_space()
             if not (yield from reader.take(self.name_open)):
                 return False
-        name, end = yield from reader.until(Markers(self.name_ends), MAX_NAME)
+        name, end = yield from reader.until(markers(self.name_ends), MAX_NAME)
         name = name.strip()
         if not name or not end or any(character in name for character in ' \n\t{}<>"'):
             return False
@@ -47,7 +47,7 @@ class TaggedCalls:
             reader.at -= len(end)
         sink.start_call(name)
         sink.arguments("{")
-        separator, inside = "", Markers((self.key_open, *self.closes))
+        separator, inside = "", markers((self.key_open, *self.closes))
         while True:
             # Anything besides keys is no part of the arguments.
             if not (end := (yield from reader.pump(inside, sink.content))):
@@ -56,7 +56,7 @@ class TaggedCalls:
                 reader.at -= len(end)
                 sink.arguments("}")
                 return True
-            key, end = yield from reader.until(Markers((self.key_close,)), MAX_NAME)
+            key, end = yield from reader.until(markers((self.key_close,)), MAX_NAME)
             if self.value_open and end:
                 yield from reader.skip_space()
                 end = yield from reader.take(self.value_open)
@@ -68,7 +68,7 @@ class TaggedCalls:
             yield from self._value(reader, sink, sink.tools.types(name, key.strip()))
 
     def _value(self, reader: Reader, sink: Sink, types: frozenset[str]) -> Steps[None]:
-        ends = Markers((self.value_close, *self.value_ends))
+        ends = markers((self.value_close, *self.value_ends))
         if self.trim:
             yield from reader.take(self.trim)
         if types == TEXT:

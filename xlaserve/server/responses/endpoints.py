@@ -111,7 +111,7 @@ async def list_input_items(request: Request) -> Response:
 
 def _conversation(body: CreateResponse, state: ServerState) -> tuple[Turns, list[Item]]:
     history = () if body.previous_response_id is None else state.responses.conversation(body.previous_response_id)
-    return history, input_items(body.input)
+    return history, input_items(body.input, state.responses.item)
 
 
 def _items(turns: Turns) -> Iterator[Item]:
@@ -120,11 +120,11 @@ def _items(turns: Turns) -> Iterator[Item]:
 
 def _generate_behind(record: Record, state: ServerState) -> None:
     # Counted as a request in flight, so that the server waits for it when it is told to stop.
-    state.enter()
+    state.enter(load=True)
 
     def ended(_: object) -> None:
         state.responses.settle(record)
-        state.leave()
+        state.leave(load=True)
 
     record.start().add_done_callback(ended)
 

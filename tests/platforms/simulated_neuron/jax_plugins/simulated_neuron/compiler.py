@@ -18,7 +18,7 @@ from xlaserve.buckets.lint.linter import Linter
 from xlaserve.buckets.lint.module import Module
 from xlaserve.buckets.lint.rule import Subject
 from xlaserve.buckets.lint.stablehlo import parse_stablehlo, read_stablehlo
-from xlaserve.buckets.lint.target import TARGETS
+from xlaserve.platforms.neuron_targets import TARGETS
 
 from .custom_calls import implement
 

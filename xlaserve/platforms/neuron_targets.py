@@ -1,4 +1,4 @@
-"""The Neuron chips that graphs are linted for: what a core of each has."""
+"""The Neuron chips that graphs are made and linted for: what a core of each has. Imports nothing, so that flags can list them."""
 
 from __future__ import annotations
 
