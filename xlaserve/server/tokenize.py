@@ -1,4 +1,4 @@
-"""/tokenize, /detokenize and /tokenizer_info, as vLLM has them: what the model would read of a prompt or a conversation, and the text of tokens."""
+"""/tokenize, /detokenize and /tokenizer_info, as vLLM has them: what the model would read, and the text of tokens."""
 
 from __future__ import annotations
 
