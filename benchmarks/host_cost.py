@@ -33,7 +33,7 @@ BLOCK, LENGTH, PROMPT = 16, 4096, 1000
 class NoDevice:
     """Gives zeros for every graph, at once."""
 
-    def run(self, bucket: Any, batch: Any) -> Any:
+    def run(self, bucket: Any, batch: Any, mask: Any) -> Any:
         return StepOutput(np.zeros(bucket.rows, np.int32), np.zeros((bucket.rows, 0), np.int32))  # type: ignore[arg-type]
 
 

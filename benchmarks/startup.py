@@ -48,6 +48,7 @@ def start(options: list[str], environment: dict[str, str], artifacts: Path | Non
         seconds = 0.0
         for line in process.stdout:
             file.write(f"{time.perf_counter() - began:7.2f} {line}")
+            file.flush()
             if line.startswith("Serving "):
                 seconds = time.perf_counter() - began
                 process.send_signal(signal.SIGTERM)

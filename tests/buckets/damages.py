@@ -99,7 +99,7 @@ def answer(case: Case, whole: Path, scratch: Path) -> tuple[str, str, str]:
     shutil.copytree(whole, directory)
     case.damage(directory)
     artifacts, cache = _store(directory, case), _store(scratch / "cache", case)
-    compiler = Compiler(SPEC, "cpu", jax.devices("cpu")[0], cache, artifacts=artifacts, threads=1)
+    compiler = Compiler(SPEC, "cpu", jax.devices("cpu")[:1], cache, artifacts=artifacts, threads=1)
     verdict = compiler.verdicts[directory]
     [graph] = collect(compiler.start(cast(Ladder, SimpleNamespace(graphs=(case.graph,)))), lambda _graph, _done: None).values()
     shutil.rmtree(scratch / "cache", ignore_errors=True)
@@ -123,7 +123,7 @@ def _shorten(line: str, directory: Path, cache: Path, machine: str) -> str:
 
 
 def _compiler(cache: GraphStore, artifacts: GraphStore | None, graphs: tuple[UpkeepBucket, ...], *, only: bool = False) -> Any:
-    compiler = Compiler(SPEC, "cpu", jax.devices("cpu")[0], cache, artifacts=artifacts, only=only, threads=1)
+    compiler = Compiler(SPEC, "cpu", jax.devices("cpu")[:1], cache, artifacts=artifacts, only=only, threads=1)
     return compiler.start(cast(Ladder, SimpleNamespace(graphs=graphs)))
 
 
@@ -309,7 +309,7 @@ CASES: dict[str, Case] = {
     "program: another block size": Case(program={"block_size": 32}),
     "program: another number of blocks": Case(program={"num_blocks": 9}),
     "program: another max_num_seqs": Case(program={"max_num_seqs": 8}),
-    "program: another mesh": Case(program={"mesh": {"devices": 4}}),
+    "program: another mesh": Case(program={"mesh": {"tp": 4}}),
     "program: another KV spec": Case(program={"kv": {"arrays": 4, "shape": [3, 1, 16, 8], "dtype": "float32"}}),
     "program: another platform": Case(program={"platform": "neuron"}),
     "program: another attention": Case(program={"attention": "gather"}),

@@ -12,7 +12,7 @@ import pytest
 from tests.tooling.tiny_models import FAMILIES, tiny_config
 from xlaserve.buckets.graphs import GraphSpec, make_step
 from xlaserve.buckets.ladder import Bucket, ContextBucket, GenerateBucket
-from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, table_at
+from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, mask_width, table_at
 from xlaserve.engine.batch import empty_batch
 from xlaserve.models.registry import model_config
 from xlaserve.platforms.cpu import CPU
@@ -46,7 +46,7 @@ def bits(value: float) -> int:
 
 
 def batch_for(bucket: Bucket, lengths: list[int], vocab: int) -> Any:
-    """Rows of three kinds: greedy; sampled with everything; penalized, biased and with bad words and banned ids."""
+    """Rows of three kinds: greedy; sampled with everything, of a form; penalized, biased and with bad words and banned ids."""
     rng = np.random.default_rng(3)
     batch = empty_batch(bucket, ROWS)
     batch[:, Header.SLOT] = range(ROWS)
@@ -55,6 +55,7 @@ def batch_for(bucket: Bucket, lengths: list[int], vocab: int) -> Any:
     batch[1, [Header.TOP_K, Header.SEED_LOW, Header.PLACE]] = 40, 7, 5
     batch[2, [Header.PRESENCE, Header.FREQUENCY, Header.REPETITION]] = bits(0.5), bits(0.3), bits(1.3)
     batch[2, [Header.BIASED, Header.WORDED]] = 1
+    batch[1, Header.STRUCTURED] = 1
     batch[2, BANNED_AT:TOKENS_AT] = rng.integers(0, vocab, TOKENS_AT - BANNED_AT)
     for row, length in enumerate(lengths):
         if isinstance(bucket, ContextBucket):
@@ -90,8 +91,10 @@ def test_the_same_tokens_scores_and_cache(family: str) -> None:
         outputs: list[Any] = []
         for bucket in (ContextBucket(ROWS, 256, 2), GenerateBucket(ROWS, 2)):
             batch = batch_for(bucket, lengths, spec.model.vocab_size)
-            step = jax.jit(make_step(spec, bucket)).lower(params, kv, state, batch).compile(QUICK)
-            kv, state, output = step(params, kv, state, batch)
+            mask = np.full((ROWS, mask_width(spec.model.vocab_size)), -1, np.int32)
+            mask[1, ::2] = 0x0F0F0F0F
+            step = jax.jit(make_step(spec, bucket)).lower(params, kv, state, batch, mask).compile(QUICK)
+            kv, state, output = step(params, kv, state, batch, mask)
             outputs.append(output)
         results.append((outputs, jax.tree.map(np.asarray, kv), jax.tree.map(np.asarray, state)))
     (found, kv, state), (wanted, wanted_kv, wanted_state) = results

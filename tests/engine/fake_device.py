@@ -103,9 +103,10 @@ class FakeRunner:
         for source, target in pairs:
             self._cache[target] = self._cache[source]
 
-    def run(self, bucket: Bucket, batch: NDArray[np.int32]) -> StepOutput:
+    def run(self, bucket: Bucket, batch: NDArray[np.int32], mask: NDArray[np.int32] | None = None) -> StepOutput:
         """Check and compute one graph."""
         assert batch.shape == (bucket.rows, row_width(bucket))
+        assert mask is None, "sequences of the fake model have no form"
         assert batch.dtype == np.int32
         self.runs += 1
         slots = batch[:, Header.SLOT]

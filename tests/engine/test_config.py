@@ -215,6 +215,7 @@ def test_sizes_that_do_not_fit_each_other(options: dict[str, Any], message: str)
         "max_queued_requests",
         "max_queued_tokens",
         "stall_timeout",
+        "grammar_timeout",
         "seed",
     ],
 )

@@ -19,7 +19,7 @@ import pytest
 from tests.conftest import TINY_ENGINE
 from tests.engine.test_async_llm import idle, until
 from tests.tooling.crowd import Wish, disturbed
-from xlaserve import LLM, AsyncLLM, CompletionOutput, RequestOutput, SamplingParams
+from xlaserve import LLM, AsyncLLM, CompletionOutput, RequestOutput, SamplingParams, StructuredOutput
 from xlaserve.engine.config import EngineConfig
 from xlaserve.engine.engine_process import start_engine
 from xlaserve.engine.front_end import FrontEnd
@@ -51,6 +51,18 @@ def params(**options: Any) -> SamplingParams:
     return SamplingParams(**{"temperature": 0, "max_tokens": 32, "ignore_eos": True, **options})
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"identification": {"type": "string", "maxLength": 10}, "measurements": {"type": "array", "items": {"type": "integer"}}},
+    "required": ["identification", "measurements"],
+    "additionalProperties": False,
+}
+FORMS = {
+    "schema": StructuredOutput(json_schema=SCHEMA),
+    "tight schema": StructuredOutput(json_schema=SCHEMA, whitespace="none"),
+    "choice": StructuredOutput(choice=["the first of them", "the second of them", "neither"]),
+    "grammar": StructuredOutput(grammar='start: "begin" WORD+ "end"\nWORD: / [a-z]{3,9}/'),
+}
 PARAMS: dict[str, SamplingParams] = {
     "greedy": params(),
     "greedy, long": params(max_tokens=90),
@@ -65,6 +77,11 @@ PARAMS: dict[str, SamplingParams] = {
     "prompt logprobs, three": params(**DRAWN, n=3, prompt_logprobs=0, logprobs=1),
     "three": params(**DRAWN, n=3, max_tokens=50),
     "three, penalties": params(**DRAWN, **PENALTIES, n=3),
+    "schema": params(structured=FORMS["schema"], max_tokens=60),
+    "schema, seeded, logprobs": params(**DRAWN, structured=FORMS["schema"], logprobs=1, max_tokens=60),
+    "tight schema, three": params(**{**DRAWN, **PENALTIES, "n": 3}, structured=FORMS["tight schema"], max_tokens=60),
+    "choice": params(temperature=1.5, seed=3, structured=FORMS["choice"]),
+    "grammar": params(**DRAWN, structured=FORMS["grammar"], min_tokens=4),
     "end of sequence": params(temperature=1.5, seed=1, ignore_eos=False, logit_bias={2: 4.0}, max_tokens=60),
 }
 SEQUENCES = sum(each.n for each in PARAMS.values()) + 3 + 4

@@ -31,6 +31,7 @@ def make_rows(
     seed: Any = 1,
     place: Any = 0,
     banned: dict[int, list[int]] | None = None,
+    structured: np.ndarray | None = None,
 ) -> SamplingRows:
     """Rows with given parameters, each one for all or one per row."""
     seeds = np.broadcast_to(np.asarray(seed, np.uint64), (count,))
@@ -49,6 +50,8 @@ def make_rows(
         np.stack((seeds & 0xFFFFFFFF, seeds >> 32), axis=1).astype(np.uint32),
         column(place, np.int32),
         table,
+        np.zeros(count, bool) if structured is None else np.ones(count, bool),
+        np.full((count, VOCAB // 32), -1, np.int32) if structured is None else structured,
     )
 
 
@@ -324,3 +327,27 @@ def test_noise_is_the_same_forever() -> None:
     """Recorded values: a change of the hash changes what every seed gives."""
     found = noise(np.array([0, 1, 2**40 + 3], np.uint64), np.array([0, 1, 1000]))[:, :2]
     np.testing.assert_allclose(found, [[-0.114825, -0.119548], [-0.380642, -0.904098], [2.140476, -0.826759]], atol=1e-5)
+
+
+@pytest.mark.parametrize("branches", [True, False])
+@pytest.mark.parametrize("vocab", [64, 70, 31])
+def test_only_tokens_whose_bits_are_set(vocab: int, branches: bool) -> None:
+    """Greedy and drawn, with every bit a chance of one half; what is banned besides gives way where nothing else is left."""
+    rng = np.random.default_rng(vocab)
+    allowed = rng.random((6, vocab)) < 0.5
+    allowed[0] = True
+    allowed[1] = np.arange(vocab) == vocab - 1
+    allowed[2] = np.arange(vocab) == 5
+    bits = np.zeros((6, -(-vocab // 32) * 32), bool)
+    bits[:, :vocab] = allowed
+    bits[:, vocab:] = True  # no token's
+    mask = np.packbits(bits, axis=1, bitorder="little").view(np.int32)
+    logits = rng.normal(0, 5, (6, vocab)).astype(np.float32)
+    rows = make_rows(6, temperature=[0, 0, 0, 0, 1.5, 0.7], top_k=[0, 0, 0, 0, 3, 0], banned={2: [5]}, structured=mask)
+    for place in range(30):
+        drawn = draw(logits, rows._replace(place=np.full(6, place, np.int32)), branches)
+        assert allowed[np.arange(6), drawn].all()
+        assert drawn[0] == logits[0].argmax()
+        assert drawn[3] == np.where(allowed[3], logits[3], -np.inf).argmax()
+    free = rows._replace(structured=np.zeros(6, bool), mask=np.full_like(mask, -1))
+    assert draw(logits, free, branches)[1] == logits[1].argmax()

@@ -20,6 +20,7 @@ from xlaserve.engine.report import EngineReport, SequenceReport
 from xlaserve.errors import InvalidRequestError
 from xlaserve.models.chat_template import ChatTemplate
 from xlaserve.sampling.beam_search import GenerationParams
+from xlaserve.sampling.structured import StructuredOutput
 
 VOCAB_SIZE = 257
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
@@ -170,6 +171,7 @@ class ScriptedEngine:
         self.errored: BaseException | None = None
         self.running: set[ScriptedStream] = set()
         self.submitted: list[ScriptedStream] = []
+        self.checked: list[StructuredOutput] = []
         self.calls: list[tuple[object, ...]] = []
         self.refusal: Exception | None = None
         self.refuse_after = 0
@@ -182,6 +184,11 @@ class ScriptedEngine:
         self.go_on = asyncio.Event()
         self.paused = threading.Event()
         self.aborted = threading.Event()
+
+    async def check(self, structured: StructuredOutput) -> None:
+        self.checked.append(structured)
+        if structured.source == "(":
+            raise structured.invalid("the regex cannot be used: unclosed group.")
 
     def submit(self, prompt: str | Sequence[int], params: GenerationParams, *, request_id: str | None = None) -> ScriptedStream:
         if self.refusal is not None and len(self.submitted) >= self.refuse_after:

@@ -238,6 +238,7 @@ def test_sigterm_lets_streams_finish_in_their_time_and_a_second_one_does_not(mod
 def test_stopping_while_loading_leaves_no_process(number: signal.Signals, model: Path) -> None:
     with serving(model) as served:
         engine = served.engine
+        assert served.client.get("/ready").status_code == 503  # whoever answers has heard of signals
         served.process.send_signal(number)
         code, _, errors = served.ended()
         assert code == (0 if number == signal.SIGTERM else -number)

@@ -15,6 +15,11 @@ from xlaserve.server.responses.conversion import to_chat
 from xlaserve.server.responses.items import input_items
 from xlaserve.server.responses.protocol import CreateResponse
 
+
+def nothing(item_id: str) -> None:
+    """There is no item to be referred to."""
+
+
 USER = {"role": "user", "content": "What is here?"}
 REASONING = {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "I look."}]}
 SAID = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [{"type": "output_text", "text": "So:"}]}
@@ -67,15 +72,15 @@ CALLED = [{"id": "call_1", "type": "function", "function": {"name": "look", "arg
     ],
 )
 def test_items_become_messages(instructions: str | None, given: Any, expected: list[dict[str, Any]]) -> None:
-    assert chat_messages(instructions, input_items(given)) == expected
+    assert chat_messages(instructions, input_items(given, nothing)) == expected
 
 
 def test_items_are_kept_as_openai_lists_them() -> None:
-    items = input_items([USER, REASONING, SAID, CALL, OUTPUT])
+    items = input_items([USER, REASONING, SAID, CALL, OUTPUT], nothing)
     for item in items:
         TypeAdapter[Any](ResponseItem).validate_python(item, strict=True)
     assert [item["id"].partition("_")[0] for item in items] == ["msg", "rs", "msg", "fc", "fco"]
-    assert input_items(items) == items
+    assert input_items(items, nothing) == items
 
 
 @pytest.mark.parametrize(
@@ -113,7 +118,7 @@ def test_items_are_kept_as_openai_lists_them() -> None:
     ],
 )
 def test_fields_become_those_of_chat(fields: dict[str, Any], expected: dict[str, Any]) -> None:
-    chat = to_chat(CreateResponse.model_validate({"input": "hi", **fields}), input_items("hi"))
+    chat = to_chat(CreateResponse.model_validate({"input": "hi", **fields}), input_items("hi", nothing))
     given = chat.model_dump(exclude_unset=True)
     assert given.pop("messages") == [{"role": "user", "content": "hi"}]
     assert given == expected
@@ -128,7 +133,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"input": ["hi"]}, "input"),
     ({"input": [{}]}, "input.0.type"),
     ({"input": [{"type": "web_search_call"}]}, "input.0.type"),
-    ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.0.type"),
+    ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.0.id"),
+    ({"input": [{"id": "msg_1"}]}, "input.0.id"),
+    ({"input": [{"type": "item_reference"}]}, "input.0.id"),
     ({"input": [{"type": ["message"]}]}, "input.0.type"),
     ({"input": [{"role": "king", "content": "x"}]}, "input.0.role"),
     ({"input": [{"role": "user"}]}, "input.0.content"),
@@ -173,6 +180,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": [TOOL], "tool_choice": "any"}, "tool_choice"),
     ({"tools": [{**TOOL, "parameters": {"a": nested(500)}}]}, "tools"),
     ({"text": {"format": {"type": "json_object", "a": nested(500)}}}, "text.format"),
+    ({"tools": [{**TOOL, "name": "look there"}]}, "tools.0.name"),
+    ({"tools": [TOOL, TOOL]}, "tools.1.name"),
+    ({"tools": [{**TOOL, "description": 5}]}, "tools.0.description"),
+    ({"tools": [{**TOOL, "parameters": {"type": "array"}}]}, "tools.0.parameters.type"),
+    ({"reasoning": {"effort": "hard"}}, "reasoning.effort"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tool_choice": 5}, "tool_choice"),
     ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "hear"}}, "tool_choice.name"),

@@ -12,8 +12,12 @@ from xlaserve.server.responses.record import Record, Turns
 from xlaserve.server.responses.store import ResponseStore
 
 
+def nothing(item_id: str) -> None:
+    """There is no item to be referred to."""
+
+
 def ended(store: ResponseStore, text: str = "hi", history: Turns = (), *, keep_events: bool = False) -> Record:
-    record = Record(of(ScriptedChat([TEXT])), history, input_items(text), store.settle, keep_events=keep_events)
+    record = Record(of(ScriptedChat([TEXT])), history, input_items(text, nothing), store.settle, keep_events=keep_events)
     store.add(record)
     run(record.generate_all())
     assert record.run is None
@@ -70,7 +74,7 @@ def test_events_count_too() -> None:
 
 def test_what_runs_is_not_forgotten_and_not_continued() -> None:
     store = ResponseStore(0, 0)
-    record = Record(of(ScriptedChat([TEXT])), (), input_items("hi"), store.settle, keep_events=False)
+    record = Record(of(ScriptedChat([TEXT])), (), input_items("hi", nothing), store.settle, keep_events=False)
     store.add(record)
     ended(store)
     assert store.get(record.id) is record
@@ -84,9 +88,22 @@ def test_what_runs_is_not_forgotten_and_not_continued() -> None:
 
 def test_deleted_while_it_runs() -> None:
     store = ResponseStore(10, 10**6)
-    record = Record(of(ScriptedChat([TEXT])), (), input_items("hi"), store.settle, keep_events=False)
+    record = Record(of(ScriptedChat([TEXT])), (), input_items("hi", nothing), store.settle, keep_events=False)
     store.add(record)
     store.remove(record)
     run(record.generate_all())
     assert record.run is None
     assert (len(store), store.bytes) == (0, 0)
+
+
+def test_items_are_found_as_long_as_their_response_is_kept() -> None:
+    store = ResponseStore(1, 10**6)
+    record = ended(store)
+    (item_id,) = record.item_ids
+    found = store.item(item_id)
+    assert found is not None
+    assert found["content"][0]["text"] == "Hello"
+    assert input_items([{"type": "item_reference", "id": item_id}], store.item) == [found]
+    assert store.item("msg_other") is None
+    ended(store)
+    assert store.item(item_id) is None

@@ -76,6 +76,12 @@ def test_a_tool_is_called_and_answered(saying: Live) -> None:
         output: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "Rain."}
         second = client.responses.create(model=MODEL, input=[output], previous_response_id=first.id, tools=[FUNCTION])
         assert second.output_text == "It rains."
+        referred: Any = [
+            {"role": "user", "content": "weather"},
+            *({"type": "item_reference", "id": item.id} for item in first.output),
+            output,
+        ]
+        assert client.responses.create(model=MODEL, input=referred, tools=[FUNCTION]).output_text == "It rains."
 
 
 def test_a_tool_is_used_and_answered(saying: Live) -> None:

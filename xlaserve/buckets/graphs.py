@@ -1,6 +1,6 @@
 """The step functions that buckets name: model, paged attention and sampling as one pure function of flat arrays.
 
-    step(params, kv, state, batch) -> (kv, state, output)
+    step(params, kv, state, batch, mask) -> (kv, state, output)
     seat(state, slot, ...) -> state
     copy(kv, source, target) -> kv
     blank() -> (kv, state)
@@ -24,7 +24,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from xlaserve.buckets.ladder import BLANK, COPIES, COPY, SEAT, Bucket, ContextBucket, GenerateBucket, UpkeepBucket
-from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, row_width, table_at
+from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, mask_width, row_width, table_at
 from xlaserve.models.config import ModelConfig
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
 from xlaserve.paged.attention import PagedKV, StepShape, copy_blocks
@@ -51,7 +51,7 @@ class StepOutput(NamedTuple):
     prompt_scores: Array | None = None
 
 
-Step = Callable[[tuple[Array, ...], tuple[Array, ...], SlotState, Array], tuple[tuple[Array, ...], SlotState, StepOutput]]
+Step = Callable[[tuple[Array, ...], tuple[Array, ...], SlotState, Array, Array], tuple[tuple[Array, ...], SlotState, StepOutput]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
     model = CausalLM(spec.share, jnp.dtype(spec.dtype))
 
     def step(
-        params: tuple[Array, ...], kv: tuple[Array, ...], state: SlotState, batch: Array
+        params: tuple[Array, ...], kv: tuple[Array, ...], state: SlotState, batch: Array, mask: Array
     ) -> tuple[tuple[Array, ...], SlotState, StepOutput]:
         slot, start, length = batch[:, Header.SLOT], batch[:, Header.START], batch[:, Header.LENGTH]
         if isinstance(bucket, GenerateBucket):
@@ -132,7 +132,7 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
 
         logits = head(jnp.take_along_axis(hidden, length[:, None, None] - 1, axis=1, mode="promise_in_bounds")[:, 0])
         adjusted = adjust(logits, state, slot, _adjustment(batch), branches=spec.branches)
-        sampled = sample(adjusted, _sampling(batch), branches=spec.branches)
+        sampled = sample(adjusted, _sampling(batch, mask), branches=spec.branches)
         scores = score(logits, sampled, batch[:, Header.LOGPROBS], branches=spec.branches, kind=spec.top_k)
         prompt_scores = None
         if scores_prompts(spec, bucket):
@@ -193,7 +193,8 @@ def _entry(spec: GraphSpec, bucket: Bucket | UpkeepBucket) -> Entry:
         return Entry(seat, (state, slot, *rows), state, (0,))
     assert not isinstance(bucket, UpkeepBucket)
     batch = spec.whole(jax.ShapeDtypeStruct((bucket.rows, row_width(bucket)), jnp.int32))
-    arguments = (tuple(spec.parameters().values()), spec.kv(), state, batch)
+    mask = spec.whole(jax.ShapeDtypeStruct((bucket.rows, mask_width(spec.model.vocab_size)), jnp.int32))
+    arguments = (tuple(spec.parameters().values()), spec.kv(), state, batch, mask)
     return Entry(make_step(spec, bucket), arguments, (spec.kv(), state, _output(spec, bucket)), (1, 2))
 
 
@@ -249,7 +250,7 @@ def _adjustment(batch: Array) -> AdjustmentRows:
     )
 
 
-def _sampling(batch: Array) -> SamplingRows:
+def _sampling(batch: Array, mask: Array) -> SamplingRows:
     seed = jnp.stack((batch[:, Header.SEED_LOW], batch[:, Header.SEED_HIGH]), axis=1)
     return SamplingRows(
         temperature=_as_float(batch[:, Header.TEMPERATURE]),
@@ -259,4 +260,6 @@ def _sampling(batch: Array) -> SamplingRows:
         seed=jax.lax.bitcast_convert_type(seed, jnp.uint32),
         place=batch[:, Header.PLACE],
         banned=batch[:, BANNED_AT:TOKENS_AT],
+        structured=batch[:, Header.STRUCTURED] != 0,
+        mask=mask,
     )

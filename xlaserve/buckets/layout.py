@@ -1,7 +1,7 @@
-"""The one int32 array that a step sends to the device: where each field of a row stands. Imports no JAX.
+"""The int32 array that a step sends to the device: where each field of a row stands. Imports no JAX.
 
 A row is: header fields, banned token ids, then for context graphs the chunk's tokens, then the block table. Floats travel as their
-bits. Host and graph both take the places from here.
+bits. Host and graph both take the places from here. Beside it goes the mask of allowed tokens, a row of bits for each row.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Header(IntEnum):
     TOKEN = auto()  # 1 more than the row's token, where the host decides on it; 0 where the table of last tokens has it
     BIASED = auto()  # 1 where the slot's bias counts
     WORDED = auto()  # 1 where the slot's bad words count
+    STRUCTURED = auto()  # 1 where the row's mask of allowed tokens counts
     PROMPT_LOGPROBS = auto()  # as LOGPROBS, for the tokens after each of the chunk's
     NEXT_TOKEN = auto()  # the token after the chunk's last one, where the chunk asks for those
     LOGPROBS = auto()  # 1 more than the number of most likely tokens to score beside the sampled one; 0 scores nothing
@@ -52,6 +53,11 @@ def tokens_in_row(bucket: Bucket) -> int:
 def table_at(bucket: Bucket) -> int:
     """Where the block table starts."""
     return TOKENS_AT + tokens_in_row(bucket)
+
+
+def mask_width(vocab: int) -> int:
+    """int32 numbers in a row's mask of allowed tokens: token `t` is bit `t % 32` of number `t // 32`."""
+    return -(-vocab // 32)
 
 
 def row_width(bucket: Bucket) -> int:

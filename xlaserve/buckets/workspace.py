@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from xlaserve.buckets.ladder import COPIES, Bucket, ContextBucket
-from xlaserve.buckets.layout import row_width
+from xlaserve.buckets.layout import mask_width, row_width
 from xlaserve.models.config import ModelConfig
 from xlaserve.paged.tile import tile_blocks
 from xlaserve.sampling.scores import SCORE_WIDTH
@@ -38,7 +38,7 @@ def workspace_bytes(model: ModelConfig, itemsize: int, block_size: int, tiled: b
     for bucket in buckets:
         temporary = max(temporary, _temporary(model, itemsize, block_size, tiled, bucket))
         scored = bucket.rows + (bucket.tokens if isinstance(bucket, ContextBucket) else 0)
-        held = 4 * bucket.rows * (row_width(bucket) + 1) + 4 * scored * SCORE_WIDTH
+        held = 4 * bucket.rows * (row_width(bucket) + mask_width(model.vocab_size) + 1) + 4 * scored * SCORE_WIDTH
         if isinstance(bucket, ContextBucket):
             context = max(context, held)
         else:

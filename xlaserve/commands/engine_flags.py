@@ -39,6 +39,7 @@ ENGINE_FIELDS = (
     "max_queued_tokens",
     "scheduling_policy",
     "stall_timeout",
+    "grammar_timeout",
     "enable_prefix_caching",
     "async_scheduling",
     "kv_events",
@@ -133,6 +134,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--scheduling-policy", choices=("fcfs", "priority"), default="fcfs", help=policy)
     stall = "seconds of work without progress before /health says 503 (default: 300)"
     group.add_argument("--stall-timeout", type=whole, default=300, metavar="S", help=stall)
+    grammar = "seconds that the schema or grammar of a structured output may take to compile (default: 5)"
+    group.add_argument("--grammar-timeout", type=whole, default=5, metavar="S", help=grammar)
     prefix = "reuse what has been computed for prompts that begin alike (default: on)"
     group.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True, help=prefix)
     events = "publish over ZeroMQ what the prefix cache holds and loses, with vLLM's options (extra: kv-events)"

@@ -5,6 +5,7 @@ What stays the same for the life of a sequence is written once, when it gets its
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from xlaserve.engine.sequence import Sequence
 from xlaserve.paged.block_tables import BlockTables
 
 Batch = NDArray[np.int32]
+Mask = NDArray[np.int32]
 
 
 class _Generating(NamedTuple):
@@ -108,6 +110,11 @@ class BatchBuilder:
         seated, self._seated = self._seated, []
         return seated
 
+    def reseat(self, sequence: Sequence) -> None:
+        """What the device keeps of a sequence is out of date: it got tokens that were not sampled there. None may be in flight."""
+        if sequence.slot is not None and self._owner[sequence.slot] is sequence:
+            self._owner[sequence.slot] = None
+
     def forget(self) -> None:
         """The device keeps nothing of any slot any more."""
         self._owner = [None] * len(self._owner)
@@ -134,10 +141,29 @@ class BatchBuilder:
             row[Header.REPETITION] = _bits(params.repetition_penalty)
             row[Header.BIASED] = params.biased
             row[Header.WORDED] = bool(sequence.bad_words)
+            row[Header.STRUCTURED] = sequence.structure is not None
             row[Header.LOGPROBS] = 0 if params.logprobs is None else 1 + params.logprobs
             if params.penalized or params.biased or sequence.bad_words:
                 self._seated.append(sequence)
         return slot
+
+
+def structured_rows(step: ContextStep | GenerateStep) -> dict[int, Sequence]:
+    """The rows that sample a token which their form has a say in."""
+    if isinstance(step, GenerateStep):
+        return {row: sequence for row, sequence in enumerate(step.sequences) if sequence.structure is not None}
+    return {row: chunk.sequence for row, chunk in enumerate(step.chunks) if chunk.samples and chunk.sequence.structure is not None}
+
+
+def mask_of(rows: Mapping[int, Sequence], bucket: Bucket) -> Mask | None:
+    """Which tokens each row may choose, int32 `[rows, mask width]`; None where every row may choose any."""
+    if not rows:
+        return None
+    structures = {row: sequence.structure for row, sequence in rows.items() if sequence.structure is not None}
+    mask = np.full((bucket.rows, len(next(iter(structures.values())).mask)), -1, np.int32)
+    for row, structure in structures.items():
+        mask[row] = structure.mask
+    return mask
 
 
 def empty_batch(bucket: Bucket, spare_slot: int) -> Batch:

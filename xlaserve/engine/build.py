@@ -17,6 +17,7 @@ from xlaserve.engine.artifacts import Stores, adopt_sizes, stores_of
 from xlaserve.engine.calibration import calibrate
 from xlaserve.engine.config import EngineConfig, Limits, settle, settle_dtype, settle_shards
 from xlaserve.engine.core import EngineCore
+from xlaserve.engine.grammar import Grammars
 from xlaserve.engine.graph_table import GraphOrigin, GraphTable
 from xlaserve.engine.kv_publisher import KVPublisher
 from xlaserve.engine.messages import EngineInfo
@@ -303,8 +304,9 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
         by_priority=config.scheduling_policy == "priority",
         prefix_caching=config.enable_prefix_caching,
     )
+    grammars = Grammars(plan.checkpoint.tokenizer, plan.model.vocab_size, _eos_ids(plan.checkpoint, plan.model))
     table = GraphTable(plan.ladder, {graph.bucket.name: GraphOrigin(graph.source, graph.seconds) for graph in graphs.values()})
-    core = EngineCore(scheduler, runner, pool, limits.max_num_seqs, table, async_scheduling=config.async_scheduling)
+    core = EngineCore(scheduler, runner, pool, limits.max_num_seqs, table, grammars=grammars, async_scheduling=config.async_scheduling)
     return Engine(plan, core, graphs)
 
 

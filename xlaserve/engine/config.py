@@ -33,7 +33,15 @@ _OPTIONAL = (
 )
 _SWITCHES = ("enable_prefix_caching", "async_scheduling", "artifacts_only")
 _BUCKET_LISTS = ("context_buckets", "generate_buckets")
-_LOWEST = {**dict.fromkeys(_OPTIONAL, 1), "max_queued_requests": 1, "stall_timeout": 1, "max_model_len": 2, "num_blocks": 2, "seed": 0}
+_LOWEST = {
+    **dict.fromkeys(_OPTIONAL, 1),
+    "max_queued_requests": 1,
+    "stall_timeout": 1,
+    "grammar_timeout": 1,
+    "max_model_len": 2,
+    "num_blocks": 2,
+    "seed": 0,
+}
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -66,6 +74,7 @@ class EngineConfig:
         max_queued_requests: waiting sequences beyond which requests are turned away.
         max_queued_tokens: tokens of waiting prompts beyond which requests are turned away; None sets no bound.
         stall_timeout: seconds with work and without progress after which the engine counts as unhealthy.
+        grammar_timeout: seconds that compiling the form of a structured output may take.
         async_scheduling: decide the next iteration while the device computes one, and read tokens one iteration late.
         kv_events: where to publish what the prefix cache holds and loses; None publishes nothing.
         scheduling_policy: who comes first: "fcfs", in order of arrival, or "priority", by `SamplingParams.priority`, then arrival.
@@ -98,6 +107,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     stall_timeout: int = 300
+    grammar_timeout: int = 5
     async_scheduling: bool = True
     kv_events: KVEventsConfig | None = None
 

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from xlaserve.buckets.compile_events import COMPILE_EVENTS
 from xlaserve.buckets.graphs import StepOutput
 from xlaserve.buckets.ladder import Bucket
-from xlaserve.engine.batch import Batch, BatchBuilder
+from xlaserve.engine.batch import Batch, BatchBuilder, Mask, mask_of, structured_rows
 from xlaserve.engine.decision import Decision
 from xlaserve.engine.events import prompt_score_events, search_event, token_event
+from xlaserve.engine.grammar import Grammars
 from xlaserve.engine.graph_table import GraphTable
 from xlaserve.engine.messages import TokenEvent
 from xlaserve.engine.modes import PauseMode, SleepLevel
@@ -30,12 +31,24 @@ from xlaserve.engine.report import WAITING_SHOWN, EngineReport, sequence_reports
 from xlaserve.engine.runner import Runner, read
 from xlaserve.engine.scheduler import Scheduler
 from xlaserve.engine.sequence import Sequence
+from xlaserve.engine.structures import Structures
 from xlaserve.engine.trace import DeviceRecord, StepRecord, StepTrace
 from xlaserve.errors import EngineStateError
 from xlaserve.paged.block_pool import BlockPool
 from xlaserve.sampling.scores import read_scores
+from xlaserve.sampling.structured import StructuredOutput
 
 log = logging.getLogger(__name__)
+
+_WORTH_WAITING = 0.25
+"""Where at least this part of an iteration's rows have a form, the next is decided when they have been read: they take part in it then, and
+the others lose the time that the host takes. Otherwise the others run ahead, and those take part in every second one."""
+
+_FEWEST_FORCED = 4
+"""Tokens that a form must force for them to be computed as a chunk, where a sequence is past its prompt: fewer cost less one by one."""
+
+_IDLE_SECONDS = 0.005
+"""How long to wait for forms where there is nothing else to do, before looking for messages again."""
 
 _Fetched = tuple[list[int], NDArray[np.int32] | None, NDArray[np.int32] | None]
 """Tokens of each row of a graph, and their scores and those of prompts where they were asked for."""
@@ -56,12 +69,15 @@ class _Counters:
 
 
 class _InFlight(NamedTuple):
-    """An iteration whose tokens the host has not read: its number and graphs, and when the first of them was dispatched."""
+    """An iteration whose tokens the host has not read: its number and graphs, when the first of them was dispatched, and whether to read
+    it before the next is decided.
+    """
 
     step: int
     decision: Decision
     outputs: list[StepOutput]
     dispatched: float
+    first: bool
 
 
 class EngineCore:
@@ -74,6 +90,7 @@ class EngineCore:
         max_num_seqs: number of sequence slots.
         graphs: counts what runs.
         async_scheduling: whether to decide an iteration before the one before it has been read.
+        grammars: compile the forms of structured outputs.
     """
 
     def __init__(
@@ -84,8 +101,10 @@ class EngineCore:
         max_num_seqs: int,
         graphs: GraphTable,
         *,
+        grammars: Grammars | None = None,
         async_scheduling: bool = True,
     ) -> None:
+        self._structures = Structures(grammars) if grammars is not None else None
         self._scheduler = scheduler
         self._runner = runner
         self._pool = pool
@@ -118,7 +137,19 @@ class EngineCore:
 
     def add(self, sequence: Sequence) -> None:
         """Accept a validated sequence."""
+        if sequence.params.structured is not None:
+            assert self._structures is not None
+            self._structures.add(sequence)
         self._scheduler.add(sequence)
+
+    def check(self, structured: StructuredOutput) -> None:
+        """Return where a form can be used. It takes as long as it takes: a server asks a `GrammarCheck`.
+
+        Raises:
+            InvalidRequestError: it makes no sense, or is too complex.
+        """
+        assert self._structures is not None
+        self._structures.grammars.check(structured)
 
     def finish(self, sequence: Sequence, reason: FinishReason, stop_reason: str | None = None) -> None:
         """End a sequence from outside: aborted, or a stop string was found in its text. Without effect on one that has ended."""
@@ -214,14 +245,20 @@ class EngineCore:
 
     def step(self) -> list[TokenEvent]:
         """Dispatch the next iteration, if there is one, and read the one before it; without asynchronous scheduling read that same one."""
+        events: list[TokenEvent] = []
+        wait = process = 0.0
+        if self._unread and self._unread[0].first:
+            wait, process = self._read(events)
+        if self._structures is not None and self._structures.busy:
+            self._follow(self._structures, events)
         begin = time.perf_counter()
         decision = self._scheduler.schedule()
         decided = time.perf_counter()
         prepare, dispatch = self._dispatch(decision) if decision is not None else (0.0, 0.0)
-        events: list[TokenEvent] = []
-        wait = process = 0.0
         if len(self._unread) > (self._async and decision is not None):
             wait, process = self._read(events)
+        elif decision is None and not events and self._structures is not None:
+            self._structures.wait(_IDLE_SECONDS)
         self.progress += bool(decision is not None or events)
         if self._pool.events is not None:
             self._pool.events.flush()
@@ -285,7 +322,7 @@ class EngineCore:
 
     def _read(self, events: list[TokenEvent]) -> tuple[float, float]:
         """Take the oldest iteration that is in flight; seconds spent on waiting for it, and on its tokens."""
-        step, decision, outputs, dispatched = self._unread.pop(0)
+        step, decision, outputs, dispatched, _ = self._unread.pop(0)
         begin = time.perf_counter()
         fetched = _fetch(decision, outputs)
         arrived = time.perf_counter()
@@ -294,19 +331,51 @@ class EngineCore:
         self._process(decision, fetched, events)
         return arrived - begin, time.perf_counter() - arrived
 
+    def _follow(self, structures: Structures, events: list[TokenEvent]) -> None:
+        """Let sequences go on whose forms have been looked at: what must come next comes at once, and what is complete ends."""
+        scheduler = self._scheduler
+        for sequence in structures.collect():
+            structure, params = sequence.structure, sequence.params
+            assert structure is not None
+            if structure.error is not None:
+                log.warning("Request %s has ended: its form cannot go on: %.200s", sequence.request_id, structure.error)
+                self._end(sequence, "error", events)
+                continue
+            # Log probabilities are of tokens that the model chose from, forced or not: so it has to give them.
+            worth = len(structure.forced) >= (_FEWEST_FORCED if sequence.resident else 1)
+            if worth and params.logprobs is None and params.prompt_logprobs is None:
+                if sequence.metrics.first_token_time is None:
+                    sequence.metrics.first_token_time = time.monotonic()
+                for token in structure.take_forced():
+                    if not scheduler.force(sequence, token):
+                        break
+                    events.append(token_event(sequence, token, None))
+                    structures.counters.forced += 1
+                    self._counters.generation_tokens += 1
+                self._batches.reseat(sequence)
+            if structure.complete and sequence.finish_reason is None:
+                self._end(sequence, "stop", events)
+
+    def _end(self, sequence: Sequence, reason: FinishReason, events: list[TokenEvent]) -> None:
+        self._scheduler.finish(sequence, reason)
+        events.append(token_event(sequence, None, None))
+
     def _dispatch(self, decision: Decision) -> tuple[float, float]:
         """Start the iteration's graphs; seconds spent on their inputs, and on starting them."""
         if decision.copies:
             self._runner.copy(decision.copies)
         outputs: list[StepOutput] = []
         prepare = dispatch = first = 0.0
+        structured = 0
         for step, build in ((decision.generate, self._batches.generate), (decision.context, self._batches.context)):
             if step is not None:
                 begin = time.perf_counter()
-                batch = build(step)  # type: ignore[arg-type]
+                rows = structured_rows(step)
+                structured += len(rows)
+                batch, mask = build(step), mask_of(rows, step.bucket)  # type: ignore[arg-type]
                 built = time.perf_counter()
                 first = first or built
-                outputs.append(self._run(step.bucket, batch))
+                outputs.append(self._run(step.bucket, batch, mask))
                 self._graphs.count(step.bucket, step.tokens)
                 prepare, dispatch = prepare + built - begin, dispatch + time.perf_counter() - built
         counters, running, size = self._counters, self._scheduler.running, self._pool.block_size
@@ -316,7 +385,8 @@ class EngineCore:
             computed += sequence.num_computed
         allocated = self._pool.capacity - self._pool.num_free
         counters.steps += 1
-        self._unread.append(_InFlight(counters.steps, decision, outputs, first))
+        worth = structured > 0 and structured >= _WORTH_WAITING * sum(map(len, decision.rows))
+        self._unread.append(_InFlight(counters.steps, decision, outputs, first, worth))
         counters.scheduled_tokens += decision.tokens
         counters.iteration_tokens[bisect_left(ITERATION_TOKENS, decision.tokens)] += 1
         counters.padded_tokens += decision.places - decision.tokens
@@ -326,10 +396,10 @@ class EngineCore:
         counters.used_token_slots += computed - (held - allocated) * size
         return prepare, dispatch
 
-    def _run(self, bucket: Bucket, batch: Batch) -> StepOutput:
+    def _run(self, bucket: Bucket, batch: Batch, mask: Mask | None) -> StepOutput:
         for sequence in self._batches.take_seated():
             self._runner.seat(sequence)
-        return self._runner.run(bucket, batch)
+        return self._runner.run(bucket, batch, mask)
 
     def _process(self, decision: Decision, fetched: list[_Fetched], events: list[TokenEvent]) -> None:
         now, append = time.monotonic(), self._scheduler.append
@@ -354,6 +424,9 @@ class EngineCore:
                 elif append(sequence, tokens[row]):
                     events.append(token_event(sequence, tokens[row], scored))
                     generated += 1
+                    if sequence.structure is not None and sequence.finish_reason is None:
+                        assert self._structures is not None
+                        self._structures.consume(sequence, tokens[row])
         self._counters.generation_tokens += generated
 
 

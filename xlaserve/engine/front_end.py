@@ -15,6 +15,7 @@ import msgspec
 
 from xlaserve.engine.config import EngineConfig
 from xlaserve.engine.connection import Connection
+from xlaserve.engine.grammar_check import GrammarCheck, Vocabulary
 from xlaserve.engine.input_processor import InputProcessor
 from xlaserve.engine.messages import EngineInfo, Finish, TokenEvent
 from xlaserve.engine.modes import PauseMode, SleepLevel, check_level, check_mode
@@ -28,6 +29,8 @@ from xlaserve.engine.watchdog import Watchdog
 from xlaserve.errors import EngineDeadError, InvalidRequestError, OverloadedError, XlaserveError
 from xlaserve.models.tokenizer import Tokenizer
 from xlaserve.sampling.beam_search import GenerationParams
+from xlaserve.sampling.params import SamplingParams
+from xlaserve.sampling.structured import StructuredOutput
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ class FrontEnd:
         self._max_queued = config.max_queued_requests
         self._max_queued_tokens = config.max_queued_tokens
         self._inputs = InputProcessor(tokenizer, info, seed=config.seed, by_priority=config.scheduling_policy == "priority")
+        self._grammars = GrammarCheck(Vocabulary(info.checkpoint, info.vocab_size, info.eos_ids, float(config.grammar_timeout)))
         self._processor = OutputProcessor(tokenizer)
         self._streams: dict[str, OutputStream] = {}
         self._closing = False
@@ -118,6 +122,15 @@ class FrontEnd:
         """Counters and gauges of the engine; may be called from any thread."""
         return replace(self._connection.stats(), stalls=self._watchdog.stalls)
 
+    async def check(self, structured: StructuredOutput) -> None:
+        """Return where a form of output can be used. To be awaited before `submit` gets it; `generate` does so itself.
+
+        Raises:
+            InvalidRequestError: it makes no sense, or is too complex.
+        """
+        self._check_alive()
+        await self._grammars.check(structured)
+
     def submit(self, prompt: str | Sequences[int], params: GenerationParams, *, request_id: str | None = None) -> OutputStream:
         """Start a request.
 
@@ -162,6 +175,8 @@ class FrontEnd:
         self, prompt: str | Sequences[int], params: GenerationParams, *, request_id: str | None = None
     ) -> AsyncIterator[RequestOutput]:
         """Complete a prompt; leaving the iteration early aborts the request. Arguments and errors are those of `submit`."""
+        if isinstance(params, SamplingParams) and params.structured is not None:
+            await self.check(params.structured)
         stream = self.submit(prompt, params, request_id=request_id)
         try:
             async for output in stream:
@@ -259,6 +274,7 @@ class FrontEnd:
         self._closing = True
         self._closed.set()
         await self._connection.close()
+        await asyncio.to_thread(self._grammars.close)
         for stream in list(self._streams.values()):
             stream.abort()
 

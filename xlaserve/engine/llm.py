@@ -87,6 +87,8 @@ class LLM:
         if len(each) != len(listed):
             raise InvalidRequestError(f"params must be one or as many as prompts ({len(listed)}), got {len(each)}.", field="params")
         requests = [self._inputs.request(prompt, p, None) for prompt, p in zip(listed, each, strict=True)]  # type: ignore[arg-type]
+        for form in {p.structured for p in each if isinstance(p, SamplingParams) and p.structured is not None}:
+            self._core.check(form)
         return self._run(requests)
 
     def beam_search(self, prompts: Prompt | Sequences[Prompt], params: BeamSearchParams) -> list[RequestOutput]:

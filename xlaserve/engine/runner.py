@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from xlaserve.buckets.compiler import Executable
 from xlaserve.buckets.graphs import GraphSpec, StepOutput
 from xlaserve.buckets.ladder import BLANK, COPIES, COPY, SEAT, Bucket, ContextBucket, UpkeepBucket
-from xlaserve.buckets.layout import Header
-from xlaserve.engine.batch import Batch, empty_batch
+from xlaserve.buckets.layout import Header, mask_width
+from xlaserve.engine.batch import Batch, Mask, empty_batch
 from xlaserve.engine.seating import empty_seating, seating
 from xlaserve.engine.sequence import Sequence
 from xlaserve.paged.block_pool import NULL_BLOCK
@@ -56,19 +56,24 @@ class Runner:
         self._spare_slot = spec.max_num_seqs
         self._vocab_size = spec.model.vocab_size
         self._kv, self._state = self._executables[BLANK]()
+        # Most iterations have no row with a mask of its own: these stay where the slots' state is, and nothing crosses.
+        width, place = mask_width(self._vocab_size), self._state.last_tokens.sharding
+        self._all_allowed = {rows: jax.device_put(np.full((rows, width), -1, np.int32), place) for rows in {b.rows for b in self._buckets}}
 
-    def run(self, bucket: Bucket, batch: Batch) -> StepOutput:
+    def run(self, bucket: Bucket, batch: Batch, mask: Mask | None = None) -> StepOutput:
         """Start one graph and return at once.
 
         Args:
             bucket: which graph.
             batch: its input, int32 `[rows, row width]`; must not be written to afterwards.
+            mask: the tokens that each row may choose, int32 `[rows, mask width]`, likewise; None where no row's form excludes any.
 
         Returns:
             The output; its tokens are on their way to the host, and so are its scores where a row asked for them.
         """
         output: StepOutput
-        self._kv, self._state, output = self._executables[bucket](self._params, self._kv, self._state, batch)
+        allowed = self._all_allowed[bucket.rows] if mask is None else mask
+        self._kv, self._state, output = self._executables[bucket](self._params, self._kv, self._state, batch, allowed)
         output.tokens.copy_to_host_async()
         if batch[:, Header.LOGPROBS].any():
             output.scores.copy_to_host_async()

@@ -181,6 +181,22 @@ class Scheduler:
             self.finish(sequence, "length")
         return True
 
+    def force(self, sequence: Sequence, token: int) -> bool:
+        """Let a sequence go on by a token that nobody sampled, since nothing else could come. None of its tokens may be in flight.
+
+        What it has not computed then is computed as the end of a prompt would be: as a chunk, which begins with a block.
+
+        Returns:
+            As `append`.
+        """
+        sequence.in_flight += 1
+        if not self.append(sequence, token):
+            return False
+        if sequence.resident:
+            sequence.num_computed -= sequence.num_computed % self._pool.block_size
+            sequence.resident = False
+        return True
+
     def advance(self, sequence: Sequence, candidates: list[TokenScore]) -> bool:
         """Take the next tokens of one sequence of a beam search; when all of its sequences have theirs, the search takes a step.
 
@@ -223,8 +239,10 @@ class Scheduler:
             start = sequence.num_computed
             if not sequence.resident or start + 1 >= sequence.max_tokens:
                 continue
-            # Which token a beam goes on with is decided when all of its group have been read.
-            if sequence.group is not None and start >= sequence.num_known:
+            # Which token a beam goes on with is decided when all of its group have been read; which tokens a form allows, likewise.
+            if (sequence.group is not None or sequence.structure is not None) and start >= sequence.num_known:
+                continue
+            if sequence.structure is not None and not sequence.structure.ready:
                 continue
             # Growth for a sequence before this one may have preempted it, which made it non-resident.
             if start < len(sequence.block_ids) * size or self._grow(sequence, 1, chosen):
@@ -287,6 +305,8 @@ class Scheduler:
         for sequence in self.waiting:
             if sequence in seen or sequence.rank[1] >= self._door or self._waits_for_leader(sequence):
                 continue
+            if sequence.structure is not None and not sequence.structure.ready:
+                continue
             unit = sequence.unit
             slots -= sequence.group.width if sequence.group is not None else 1
             # A preempted sequence waits until what was on its way has been read.
@@ -307,7 +327,8 @@ class Scheduler:
     def _waits_for_leader(self, sequence: Sequence) -> bool:
         """Whether another completion of its request is still computing the blocks of the prompt that it can share."""
         leader = sequence.leader
-        if leader is None or sequence.output_ids or leader.status is Status.FINISHED:
+        begun = sequence.output_ids and sequence.num_cached_tokens is not None  # a form may force tokens before anything is computed
+        if leader is None or begun or leader.status is Status.FINISHED:
             return False
         return leader.num_computed // self._pool.block_size < (len(sequence.prompt_ids) - 1) // self._pool.block_size
 

@@ -14,6 +14,7 @@ from xlaserve.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from xlaserve.engine.beam_group import BeamGroup
+    from xlaserve.engine.structure import Structure
 
 _KEYS = count()
 
@@ -47,6 +48,7 @@ class Sequence:
         bad_words: token ids of each text that must not be generated.
         key: what the user's side and the engine call it; never given twice in a process.
         group: the beam search that it is a part of, if it is.
+        structure: what its form says of the next token, if it has one.
     """
 
     request_id: str
@@ -61,6 +63,7 @@ class Sequence:
     leader: Sequence | None = None
     key: int = field(default_factory=_KEYS.__next__)
     group: BeamGroup | None = None
+    structure: Structure | None = None
     status: Status = Status.WAITING
     rank: tuple[int, int] = (0, 0)  # place in line: priority, then arrival
     output_ids: list[int] = field(default_factory=list[int])

@@ -1,7 +1,7 @@
 """Rendering a model's chat template: Jinja in a sandbox, with the environment that Hugging Face templates are written for.
 
-A template comes with the model and is untrusted code: it sees only copies of plain data, cannot reach Python's internals, and both
-its own size and that of what it renders are bounded. The result equals `transformers.apply_chat_template(..., tokenize=False)`.
+A template comes with the model and is untrusted code: it sees only copies of plain data, cannot reach Python's internals, and its own
+size, that of what it renders and the time that it takes are bounded. The result equals that of `transformers.apply_chat_template`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, cast
 
 import jinja2
@@ -17,15 +17,18 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from xlaserve.errors import InvalidRequestError
+from xlaserve.models.template_sandbox import TemplateSandbox
 
 MAX_TEMPLATE_CHARACTERS = 1 << 20
 MAX_RENDERED_CHARACTERS = 1 << 24
+MAX_SECONDS = 5.0
+"""Longest time that one rendering may take."""
 
 # Set after the final message's text while rendering, to find where a continued message ends.
 _CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
+_MAX_INDENT = 64
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _OWN_VARIABLES = ("messages", "tools", "add_generation_prompt", "continue_final_message")
 
@@ -85,14 +88,15 @@ class ChatTemplate:
                 "tools": _plain(tools),
                 "add_generation_prompt": add_generation_prompt,
             }
-            for piece in template.generate(context):
-                length += len(piece)
-                if length > MAX_RENDERED_CHARACTERS:
-                    raise InvalidRequestError(
-                        f"The rendered chat exceeds the limit of {MAX_RENDERED_CHARACTERS} characters; shorten the messages.",
-                        field="messages",
-                    )
-                pieces.append(piece)
+            with _environment().time_limit(MAX_SECONDS):
+                for piece in template.generate(context):
+                    length += len(piece)
+                    if length > MAX_RENDERED_CHARACTERS:
+                        raise InvalidRequestError(
+                            f"The rendered chat exceeds the limit of {MAX_RENDERED_CHARACTERS} characters; shorten the messages.",
+                            field="messages",
+                        )
+                    pieces.append(piece)
         except InvalidRequestError:
             raise
         except Exception as error:  # template code can fail with any Python exception, and none of them may stop the server
@@ -110,7 +114,8 @@ class ChatTemplate:
                 field="messages",
             )
         try:
-            return _environment().from_string(self.source)
+            environment = _environment()
+            return environment.from_string(environment.bounded(self.source))
         except Exception as error:  # besides TemplateSyntaxError, a hostile template can exhaust the parser's recursion
             raise InvalidRequestError(f"The model's chat template is not valid Jinja: {_reason(error)}.", field="messages") from error
 
@@ -191,8 +196,9 @@ def _refuse_private(name: object) -> None:
         raise jinja2.exceptions.SecurityError(f"a namespace cannot hold the name {name!r}")
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+@cache
+def _environment() -> TemplateSandbox:
+    environment = TemplateSandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals.update(cast(Any, {"raise_exception": _raise_exception, "strftime_now": _strftime_now, "namespace": _Namespace}))
     return environment
@@ -206,6 +212,8 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     # Jinja's own filter escapes HTML; models were trained on plain JSON.
+    if (len(indent) if isinstance(indent, str) else indent or 0) > _MAX_INDENT:
+        raise jinja2.exceptions.SecurityError("an indent is too large")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -107,6 +107,15 @@ class Tokenizer:
         """How the vocabulary itself spells a token, such as "Ġthe"; empty for an id that it lacks."""
         return self._backend.id_to_token(token_id) or "" if token_id >= 0 else ""
 
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """The ids of `special_tokens`, by their texts."""
+        return {token: index for token in self.special_tokens if (index := self._backend.token_to_id(token)) is not None}
+
+    def to_json(self) -> str:
+        """What a tokenizer.json would hold, tokens that were added included."""
+        return self._backend.to_str()
+
     def is_special(self, token_id: int) -> bool:
         """Whether a token is left out of the text when special tokens are skipped."""
         return token_id in self._special_ids

@@ -21,6 +21,8 @@ MAX_LOGPROBS = 20
 GREEDY_EPSILON = 1e-5
 MASKED = -1e30
 """Stands for minus infinity in masked logits: large, finite, and far from anything a model gives."""
+NEVER = 4 * MASKED
+"""Stands for minus infinity where an output's form excludes a token: where nothing else is left, even a token that is masked otherwise."""
 _MAX_DIGITS = 20
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from xlaserve.sampling.params import GREEDY_EPSILON, MASKED
+from xlaserve.sampling.params import GREEDY_EPSILON, MASKED, NEVER
 
 
 class SamplingRows(NamedTuple):
@@ -25,6 +25,8 @@ class SamplingRows(NamedTuple):
         seed: uint32 `[B, 2]`, the key of the request's random stream.
         place: int32 `[B]`, how many tokens of the stream were drawn before.
         banned: int32 `[B, K]`, token ids that cannot be chosen, repeated to fill the row; all -1 where there is none.
+        structured: bool `[B]`, whether `mask` counts.
+        mask: int32 `[B, ceil(V / 32)]`, the bits of the tokens that the form of the output allows; all ones where it does not count.
     """
 
     temperature: Array
@@ -34,6 +36,8 @@ class SamplingRows(NamedTuple):
     seed: Array
     place: Array
     banned: Array
+    structured: Array
+    mask: Array
 
 
 def sample(logits: Array, rows: SamplingRows, *, branches: bool) -> Array:
@@ -48,11 +52,24 @@ def sample(logits: Array, rows: SamplingRows, *, branches: bool) -> Array:
         int32 `[B]`.
     """
     logits = _maybe(jnp.any(rows.banned >= 0), lambda x: ban(x, rows.banned), logits, branches)
+    logits = _maybe(jnp.any(rows.structured), lambda x: keep(x, rows.mask), logits, branches)
     greedy = argmax(logits)
     drawn = rows.temperature > GREEDY_EPSILON
     if not branches:
         return jnp.where(drawn, _draw(logits, rows, branches), greedy)
     return jax.lax.cond(jnp.any(drawn), lambda: jnp.where(drawn, _draw(logits, rows, branches), greedy), lambda: greedy)
+
+
+def keep(logits: Array, mask: Array) -> Array:
+    """Mask all tokens but those whose bits are set.
+
+    Args:
+        logits: float32 `[B, V]`.
+        mask: int32 `[B, ceil(V / 32)]`; token `t` is bit `t % 32` of number `t // 32`.
+    """
+    shape = (*mask.shape, 32)
+    bits = jax.lax.shift_right_logical(jnp.broadcast_to(mask[:, :, None], shape), jax.lax.broadcasted_iota(jnp.int32, shape, 2)) & 1
+    return jnp.where(bits.reshape(mask.shape[0], -1)[:, : logits.shape[1]] != 0, logits, NEVER)
 
 
 def argmax(x: Array) -> Array:

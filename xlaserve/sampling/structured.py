@@ -100,11 +100,11 @@ class StructuredOutput:
         return value if isinstance(value, str) else ""
 
     def invalid(self, message: str) -> InvalidRequestError:
-        """The error to raise where it turns out to make no sense."""
+        """The error to raise where it turns out to make no sense; the message does not begin with what the request calls it."""
         return self._wrong(message, None)
 
     def _wrong(self, message: str, value: object) -> InvalidRequestError:
-        return InvalidRequestError(message, field=self.field, value=value)
+        return InvalidRequestError(f"{self.field}: {message}", field=self.field, value=value)
 
     def _text(self, name: str, value: object, most: int) -> str:
         if not isinstance(value, str) or not value:

@@ -16,7 +16,6 @@ from starlette.requests import Request
 from xlaserve.engine.outputs import Logprob
 from xlaserve.errors import InvalidRequestError
 from xlaserve.sampling.beam_search import GenerationParams
-from xlaserve.sampling.params import SamplingParams
 from xlaserve.server.chat_prompt import chat_prompt
 from xlaserve.server.chat_reading import Reading, reading_of
 from xlaserve.server.chat_setup import chat_setup
@@ -26,6 +25,7 @@ from xlaserve.server.parameters import generation_params
 from xlaserve.server.parsing.events import Content, OutputEvent, Reasoning, ToolCallArguments, ToolCallStart
 from xlaserve.server.protocol import ChatCompletionRequest
 from xlaserve.server.state import state_of
+from xlaserve.server.structured import checked_structure
 from xlaserve.server.unsupported import refuse_unsupported
 
 
@@ -113,9 +113,19 @@ class ChatRun:
         Raises:
             ShuttingDownError, GenerationFailedError, EngineDeadError: the engine ended a choice early.
         """
-        async with aclosing(paced(self.generation.deltas(), self._stream_interval)) as steps:
+        async with aclosing(self.steps()) as steps:
             async for deltas in steps:
-                yield [self._chat_delta(delta) for delta in deltas]
+                yield [self.read(delta) for delta in deltas]
+
+    @property
+    def plain(self) -> bool:
+        """Whether the text is nothing but content, so that it need not be read."""
+        return self._parsers is None
+
+    def steps(self) -> AsyncGenerator[list[Delta]]:
+        """What `deltas` gives before it is read, for who passes plain text on without a detour; see `read`."""
+        steps = self.generation.deltas()
+        return steps if self._stream_interval in (None, 1) else paced(steps, self._stream_interval)
 
     async def collect(self) -> list[ChatChoice]:
         """All choices, complete."""
@@ -165,7 +175,8 @@ class ChatRun:
             usage["completion_tokens_details"] = {"reasoning_tokens": tokens}
         return usage
 
-    def _chat_delta(self, delta: Delta) -> ChatDelta:
+    def read(self, delta: Delta) -> ChatDelta:
+        """What new text of a choice means; every piece must be read, in order."""
         if self._parsers is None:
             events: list[OutputEvent] = [Content(delta.text)] if delta.text else []
             return ChatDelta(delta.choice, events, delta.token_ids, delta.logprobs, delta.finish_reason, delta.stop_reason)
@@ -203,15 +214,16 @@ async def start_chat(request: Request, body: ChatCompletionRequest, *, request_i
     setup = chat_setup(state)
     prompt = await chat_prompt(body, state)
     reading = reading_of(body, prompt, setup, engine.tokenizer)
-    params = generation_params(body, engine, len(prompt.token_ids), "messages")
+    after = None if reading is None else reading.answer_after
+    calls = None if prompt.tools is None else prompt.tools.structured(after)
+    if calls is not None and body.use_beam_search:
+        raise InvalidRequestError(
+            "`tool_choice` cannot require a call together with `use_beam_search`.", field="tool_choice", value=body.tool_choice
+        )
+    structured = await checked_structure(body, engine, after=after, calls=calls)
+    params = generation_params(body, engine, len(prompt.token_ids), "messages", structured=structured)
     if reading is not None and reading.special:
         params = replace(params, skip_special_tokens=False)
-    if prompt.tools is not None and prompt.tools.forced is not None:
-        if not isinstance(params, SamplingParams):
-            raise InvalidRequestError(
-                "`tool_choice` cannot require a call together with `use_beam_search`.", field="tool_choice", value=body.tool_choice
-            )
-        params = replace(params, structured=prompt.tools.structured(None if reading is None else reading.answer_after))
     request_id = request_id or f"chatcmpl-{uuid.uuid4().hex}"
     generation = Generation(engine, state.metrics, [prompt.token_ids], [params], request_id)
     return ChatRun(request_id, generation, params, prompt.token_ids, reading=reading, stream_interval=body.stream_interval)

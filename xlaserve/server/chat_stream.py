@@ -8,8 +8,9 @@ from typing import Any
 
 import orjson
 
-from xlaserve.server.chat_run import ChatDelta, ChatRun
+from xlaserve.server.chat_run import ChatRun
 from xlaserve.server.errors import problem_of
+from xlaserve.server.generation import Delta
 from xlaserve.server.logprobs import LogprobWriter
 from xlaserve.server.parsing.events import Content, OutputEvent, Reasoning, ToolCallArguments, ToolCallStart
 from xlaserve.server.protocol import ChatCompletionRequest
@@ -29,12 +30,21 @@ class ChatChunks:
     def __init__(self, head: Mapping[str, Any], *, null_usage: bool) -> None:
         self._head = b"data: " + orjson.dumps(dict(head))[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if null_usage else b"]}\n\n"
+        self._after_text = b'},"logprobs":null,"finish_reason":null}' + self._tail
+        self._before_text: dict[int, bytes] = {}
 
     def role(self, choice: int, usage: Usage | None, prompt_token_ids: list[int] | None) -> bytes:
         """A choice's first chunk, which names the role; with the prompt's token ids, where wanted, beside the choices, as in vLLM."""
         chunk = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}' % choice
         frame = self._frame(chunk, usage)
         return frame if prompt_token_ids is None else b'%b,"prompt_token_ids":%b}\n\n' % (frame[:-3], orjson.dumps(prompt_token_ids))
+
+    def content(self, choice: int, text: str) -> bytes:
+        """New content of a choice that goes on, with nothing beside it: what nearly all chunks are."""
+        before = self._before_text.get(choice)
+        if before is None:
+            before = self._before_text[choice] = self._head + b'{"index":%d,"delta":{"content":' % choice
+        return before + orjson.dumps(text) + self._after_text
 
     def event(
         self,
@@ -114,14 +124,22 @@ async def chat_events(
     with_ids = request.return_token_ids is True
     chunks = ChatChunks(head, null_usage=include_usage)
 
-    def frames(delta: ChatDelta) -> bytes:
+    nothing_beside = not (continuous or with_ids)
+    passes_on = run.plain and nothing_beside
+
+    def frames(given: Delta) -> bytes:
+        if passes_on and given.finish_reason is None and not given.logprobs:
+            return chunks.content(given.choice, given.text) if given.text else b""
+        delta = run.read(given)
         choice, events = delta.choice, delta.events
         usage = run.choice_usage(choice) if continuous else None
         written = logprobs.write(choice, delta.token_ids, delta.logprobs) if delta.logprobs else None
         ids = delta.token_ids if with_ids else None
         if delta.finish_reason is None and len(events) == 1:
-            # Nearly all are like this.
-            return chunks.event(choice, events[0], written, usage, ids)
+            event = events[0]
+            if nothing_beside and written is None and isinstance(event, Content):
+                return chunks.content(choice, event.text)
+            return chunks.event(choice, event, written, usage, ids)
         made: list[bytes] = []
         tail = events.pop() if events and delta.finish_reason is not None and isinstance(events[-1], Content) else None
         for event in events:
@@ -137,9 +155,9 @@ async def chat_events(
     try:
         prompt_ids = run.prompt_token_ids if with_ids else None
         yield b"".join(chunks.role(index, run.choice_usage(index) if continuous else None, prompt_ids) for index in range(run.choice_count))
-        async with aclosing(run.deltas()) as steps:
+        async with aclosing(run.steps()) as steps:
             async for deltas in steps:
-                if frame := b"".join(map(frames, deltas)):
+                if frame := frames(deltas[0]) if len(deltas) == 1 else b"".join(map(frames, deltas)):
                     yield frame
         if include_usage:
             yield chunks.usage(run.usage())

@@ -18,6 +18,7 @@ from xlaserve.server.prompts import completion_prompts
 from xlaserve.server.protocol import CompletionRequest
 from xlaserve.server.state import state_of
 from xlaserve.server.streaming import EventStream, stream_events
+from xlaserve.server.structured import checked_structure
 from xlaserve.server.unsupported import refuse_unsupported
 
 
@@ -30,7 +31,8 @@ async def create_completion(request: Request) -> Response:
     check_interval(body.stream_interval)
     state.check_model(body.model)
     prompts = await completion_prompts(body, engine)
-    params = [generation_params(body, engine, len(prompt.token_ids), "prompt") for prompt in prompts]
+    structured = await checked_structure(body, engine)
+    params = [generation_params(body, engine, len(prompt.token_ids), "prompt", structured=structured) for prompt in prompts]
     generated = params[0].n
     head = response_head("cmpl", "text_completion", engine, body.request_id)
     ids = [prompt.token_ids for prompt in prompts]

@@ -1,6 +1,6 @@
 """What the server asks of an engine, which is what `engine.front_end.FrontEnd` offers: the part of it that tests stand in for.
 
-All of it is called on the event loop thread, and nothing here blocks.
+All of it is called on the event loop thread, and nothing here blocks. A form of output is checked before it is submitted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from xlaserve.engine.modes import PauseMode, SleepLevel
 from xlaserve.engine.outputs import EngineStats, RequestOutput
 from xlaserve.engine.report import EngineReport
 from xlaserve.sampling.beam_search import GenerationParams
+from xlaserve.sampling.structured import StructuredOutput
 
 
 class TextCodec(Protocol):
@@ -86,6 +87,8 @@ class Engine(Protocol):
     def errored(self) -> BaseException | None: ...
 
     async def wait_failed(self) -> None: ...
+
+    async def check(self, structured: StructuredOutput) -> None: ...
 
     def submit(self, prompt: str | Sequence[int], params: GenerationParams, *, request_id: str | None = None) -> TokenStream: ...
 

@@ -7,6 +7,7 @@ from typing import Any
 from xlaserve.errors import InvalidRequestError
 from xlaserve.sampling.beam_search import GenerationParams
 from xlaserve.sampling.params import SamplingParams
+from xlaserve.sampling.structured import StructuredOutput
 from xlaserve.server.beams import beam_search_params, refuse_search_fields
 from xlaserve.server.engine import Engine
 from xlaserve.server.errors import ContextLengthError
@@ -37,7 +38,9 @@ def only_scores(request: GenerationRequest) -> bool:
     return isinstance(request, CompletionRequest) and request.max_tokens == 0 and request.echo is True
 
 
-def generation_params(request: GenerationRequest, engine: Engine, prompt_tokens: int, prompt_field: str) -> GenerationParams:
+def generation_params(
+    request: GenerationRequest, engine: Engine, prompt_tokens: int, prompt_field: str, *, structured: StructuredOutput | None
+) -> GenerationParams:
     """The parameters for one prompt of the request.
 
     Args:
@@ -45,6 +48,7 @@ def generation_params(request: GenerationRequest, engine: Engine, prompt_tokens:
         engine: whose defaults and context length count.
         prompt_tokens: length of the prompt; leaves room for at least one token.
         prompt_field: what the client calls the prompt.
+        structured: the form of the output, which the engine has been asked about (`Engine.check`).
 
     Raises:
         InvalidRequestError: a value is out of range.
@@ -62,6 +66,9 @@ def generation_params(request: GenerationRequest, engine: Engine, prompt_tokens:
     if asked is None:
         asked = min(room, COMPLETION_MAX_TOKENS) if isinstance(request, CompletionRequest) else room
     if request.use_beam_search:
+        if structured is not None:
+            field = (structured.field or "").partition(".")[0]
+            raise InvalidRequestError(f"`{field}` is not supported together with `use_beam_search`: leave it out.", field=field)
         if isinstance(request, CompletionRequest) and request.best_of not in (None, 1 if request.n is None else request.n):
             raise InvalidRequestError(
                 "`best_of` has no meaning together with `use_beam_search`: leave it out.", field="best_of", value=request.best_of
@@ -75,6 +82,7 @@ def generation_params(request: GenerationRequest, engine: Engine, prompt_tokens:
     if (values.get("top_k") or 0) > engine.vocab_size:
         values["top_k"] = 0
     values["max_tokens"] = asked
+    values["structured"] = structured
     values["logprobs"], logprobs_field = _asked_logprobs(request)
     values["prompt_logprobs"] = request.prompt_logprobs
     names = {"max_tokens": field, "logprobs": logprobs_field}

@@ -203,6 +203,13 @@ class GenerationRequest(BaseModel):
     request_id: Annotated[str | None, AfterValidator(_name), _or_null({"type": "string", "pattern": f"^{_REQUEST_ID.pattern}$"})] = None
     priority: Integer | None = None
     cache_salt: Annotated[str | None, _or_null(_TEXT)] = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
 
     @field_validator("stream_options")
     @classmethod

@@ -21,7 +21,6 @@ NAMES: Names = (
     (re.compile(r"^response_format\.json_schema\.schema\b"), "output_config.format.schema"),
     (re.compile(r"^response_format\b"), "output_config.format"),
     (re.compile(r"^reasoning_effort$"), "output_config.effort"),
-    (re.compile(r"^thinking_token_budget$"), "thinking.budget_tokens"),
 )
 """What this API calls the fields of a chat completion request."""
 
@@ -126,7 +125,9 @@ def _thinking(body: CountTokens) -> dict[str, Any]:
         if type(budget) is not int or budget < 1 or (most is not None and budget >= most):
             message = f"`thinking.budget_tokens` must be a whole number of at least 1 and less than `max_tokens`, got {shown(budget)}."
             raise InvalidRequestError(message, field="thinking.budget_tokens", value=budget)
-        fields["thinking_token_budget"] = budget
+        # The budget is a target, as Anthropic has it; what counts is that chat templates let the model think.
+        if not (body.output_config or {}).get("effort"):
+            fields["reasoning_effort"] = "medium"
     return fields
 
 

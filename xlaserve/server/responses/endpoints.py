@@ -111,7 +111,7 @@ async def list_input_items(request: Request) -> Response:
 
 def _conversation(body: CreateResponse, state: ServerState) -> tuple[Turns, list[Item]]:
     history = () if body.previous_response_id is None else state.responses.conversation(body.previous_response_id)
-    return history, input_items(body.input)
+    return history, input_items(body.input, state.responses.item)
 
 
 def _items(turns: Turns) -> Iterator[Item]:

@@ -14,6 +14,7 @@ from xlaserve.server.errors import shown
 
 Item = dict[str, Any]
 
+_REFERENCE = "item_reference"
 _ROLES = ("user", "assistant", "system", "developer")
 _STATUSES = ("in_progress", "completed", "incomplete")
 _TEXT_PARTS = ("input_text", "output_text", "text")
@@ -24,22 +25,32 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{uuid.uuid4().hex}"
 
 
-def input_items(given: str | list[Item]) -> list[Item]:
+def input_items(given: str | list[Item], find: Callable[[str], Item | None]) -> list[Item]:
     """The items of a request's `input`; one without an id gets one.
+
+    Args:
+        given: not yet looked into.
+        find: gives the item that a reference names, where it is kept.
 
     Raises:
         InvalidRequestError: an item is of a kind that this server does not know, or lacks something; `field` is the path to it.
     """
     if isinstance(given, str):
         return [_message({"role": "user", "content": given}, "input")]
-    return [_item(item, f"input.{number}") for number, item in enumerate(given)]
+    return [_item(item, f"input.{number}", find) for number, item in enumerate(given)]
 
 
-def _item(item: Item, path: str) -> Item:
-    kind = item.get("type") or ("message" if "role" in item else None)
+def _item(item: Item, path: str, find: Callable[[str], Item | None]) -> Item:
+    kind = item.get("type") or ("message" if "role" in item else _REFERENCE if "id" in item else None)
+    if kind == _REFERENCE:
+        found = find(_string(item, "id", path))
+        if found is None:
+            message = f"`{path}.id`: the item {shown(item['id'])} is not kept here (any more): send the item itself."
+            raise InvalidRequestError(message, field=f"{path}.id", value=item["id"])
+        return found
     reader = _READERS.get(kind) if isinstance(kind, str) else None
     if reader is None:
-        known = ", ".join(_READERS)
+        known = ", ".join((*_READERS, _REFERENCE))
         raise InvalidRequestError(f"`{path}.type` must be one of {known}, got {shown(kind)}.", field=f"{path}.type", value=kind)
     return reader(item, path)
 

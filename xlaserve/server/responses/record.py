@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # what generates knows the server's state, of which the recor
 
 Turns = tuple[bytes, ...]
 """A conversation, the oldest first: JSON arrays of items. Those of a conversation's responses are the same objects."""
+# An id and where it is noted.
+_BYTES_PER_ITEM_ID = 256
 
 
 class Record:
@@ -37,6 +39,7 @@ class Record:
         self.run: ResponseRun | None = run
         self.events: list[bytes] | None = [] if keep_events else None
         self._ended = ended
+        self.item_ids: list[str] = []
         self._task: asyncio.Task[None] | None = None
         self._written = b""
         self._body = b""
@@ -50,7 +53,7 @@ class Record:
     @property
     def own_bytes(self) -> int:
         """What it holds besides its turns."""
-        return len(self._body) + sum(map(len, self.events or ()))
+        return len(self._body) + sum(map(len, self.events or ())) + len(self.item_ids) * _BYTES_PER_ITEM_ID
 
     def body(self) -> bytes:
         """The response object as it stands, as JSON."""
@@ -78,6 +81,10 @@ class Record:
         async with aclosing(self.generate()) as steps:
             async for _ in steps:
                 pass
+
+    def output(self, item_id: str) -> Item | None:
+        """The output item of this id."""
+        return next((item for item in orjson.loads(self._written) if item["id"] == item_id), None)
 
     def start(self) -> asyncio.Task[None]:
         """Generates in the background from now on."""
@@ -108,6 +115,7 @@ class Record:
         assert self.run is not None
         self.run.abort()
         response: dict[str, Any] = self.run.response()
+        self.item_ids = [item["id"] for item in response["output"]]
         self._body, self._written, self.run = orjson.dumps(response), orjson.dumps(response["output"]), None
         self._move()
 

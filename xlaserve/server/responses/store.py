@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 
 from xlaserve.server.errors import PreviousResponseNotFoundError, ResponseNotFoundError, shown
+from xlaserve.server.responses.items import Item
 from xlaserve.server.responses.record import Record, Turns
 
 
@@ -20,6 +21,7 @@ class ResponseStore:
         self._max_responses = max_responses
         self._max_bytes = max_bytes
         self._records: OrderedDict[str, Record] = OrderedDict()
+        self._by_item: dict[str, Record] = {}
         self._holders: Counter[int] = Counter()
         self._finished = 0
         self.bytes = 0
@@ -43,6 +45,7 @@ class ResponseStore:
             return
         self._records.move_to_end(record.id)
         self._finished += 1
+        self._by_item |= dict.fromkeys(record.item_ids, record)
         self.bytes += record.own_bytes
         for turn in record.turns:
             self._holders[id(turn)] += 1
@@ -76,11 +79,21 @@ class ResponseStore:
         self._records.move_to_end(response_id)
         return record.turns
 
+    def item(self, item_id: str) -> Item | None:
+        """The output item of this id, of a response that is kept and has ended; None where there is none."""
+        record = self._by_item.get(item_id)
+        if record is None:
+            return None
+        self._records.move_to_end(record.id)
+        return record.output(item_id)
+
     def remove(self, record: Record) -> None:
         """Forgets a response."""
         if self._records.pop(record.id, None) is None or record.run is not None:
             return
         self._finished -= 1
+        for item_id in record.item_ids:
+            del self._by_item[item_id]
         self.bytes -= record.own_bytes
         for turn in record.turns:
             self._holders[id(turn)] -= 1
