@@ -77,12 +77,12 @@ PARAMS: dict[str, SamplingParams] = {
     "prompt logprobs, three": params(**DRAWN, n=3, prompt_logprobs=0, logprobs=1),
     "three": params(**DRAWN, n=3, max_tokens=50),
     "three, penalties": params(**DRAWN, **PENALTIES, n=3),
+    "end of sequence": params(temperature=1.5, seed=1, ignore_eos=False, logit_bias={2: 4.0}, max_tokens=60),
     "schema": params(structured=FORMS["schema"], max_tokens=60),
     "schema, seeded, logprobs": params(**DRAWN, structured=FORMS["schema"], logprobs=1, max_tokens=60),
     "tight schema, three": params(**{**DRAWN, **PENALTIES, "n": 3}, structured=FORMS["tight schema"], max_tokens=60),
     "choice": params(temperature=1.5, seed=3, structured=FORMS["choice"]),
     "grammar": params(**DRAWN, structured=FORMS["grammar"], min_tokens=4),
-    "end of sequence": params(temperature=1.5, seed=1, ignore_eos=False, logit_bias={2: 4.0}, max_tokens=60),
 }
 SEQUENCES = sum(each.n for each in PARAMS.values()) + 3 + 4
 """With the three that stop as the reference tells, and the four that reach the model's length."""

@@ -110,15 +110,13 @@ def test_any_object_can_be_asked_for(tiny_llm: LLM) -> None:
 @pytest.mark.parametrize("sampling", SAMPLING, ids=range(len(SAMPLING)))
 def test_tokens_that_are_forced_are_those_that_would_be_sampled(sampling: dict[str, Any], tiny_llm: LLM) -> None:
     """With log probabilities every token is the model's to give; without, those that nothing can replace are not waited for."""
-    structures = tiny_llm._core._structures  # pyright: ignore[reportPrivateUsage]
-    assert structures is not None
     prompts, wanted = ["hello there", "the pool of blocks"], params(TIGHT, **sampling)
-    before = structures.counters.forced
+    before = tiny_llm.stats().forced_tokens
     sampled = tiny_llm.generate(prompts, replace(wanted, logprobs=0))
-    assert structures.counters.forced == before
+    assert tiny_llm.stats().forced_tokens == before
     steps = tiny_llm.stats().steps
     forced = tiny_llm.generate(prompts, wanted)
-    assert structures.counters.forced > before + 10
+    assert tiny_llm.stats().forced_tokens > before + 10
     assert list(map(one, forced)) == list(map(one, sampled))
     assert tiny_llm.stats().steps - steps < max(len(one(output)[1]) for output in sampled)
     for output in sampled:

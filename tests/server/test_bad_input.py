@@ -231,6 +231,7 @@ CHATS: list[tuple[dict[str, Any], str]] = [
         "tool_choice",
     ),
     ({"reasoning_effort": "enormous"}, "reasoning_effort"),
+    ({"thinking_token_budget": -2}, "thinking_token_budget"),
     ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}]}, "messages.0.tool_calls.0"),
     ({"messages": [{"role": "user", "content": "hi", "tool_calls": [{}]}]}, "messages.0.tool_calls"),
     ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": ""}}]}]}, "messages.0.tool_calls.0.function.name"),

@@ -62,6 +62,13 @@ def assert_becomes_idle(live: Served) -> None:
 
 
 TOLERANCE = 1e-4
+SCHEMA = {
+    "type": "object",
+    "properties": {"answer": {"enum": ["yes", "no"]}, "number": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["answer", "number"],
+    "additionalProperties": False,
+}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": SCHEMA}}
 CASES: list[tuple[str, dict[str, Any]]] = [
     (COMPLETIONS, {"prompt": "hello", "temperature": 0}),
     (COMPLETIONS, {"prompt": "hello", "seed": 1, "max_tokens": 40}),
@@ -77,6 +84,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     (COMPLETIONS, {"prompt": "hello", "seed": 5, "max_tokens": 60, "stop_token_ids": list(range(0, 512, 40)), "ignore_eos": True}),
     (COMPLETIONS, {"prompt": "hello", "seed": 6, "temperature": 2, "top_p": 0.7, "min_p": 0.01, "max_tokens": 60}),
     (CHAT, {**HELLO, "seed": 7, "max_tokens": 40, "n": 2}),
+    (CHAT, {**HELLO, "seed": 7, "max_tokens": 60, "n": 2, "response_format": FORMAT}),
+    (COMPLETIONS, {"prompt": "hello", "seed": 8, "max_tokens": 40, "logprobs": 1, "structured_outputs": {"regex": "[0-9]{3} to [0-9]"}}),
     (COMPLETIONS, {"prompt": "hello", "seed": 8, "max_tokens": 40, "logprobs": 3, "n": 2, "stop": ["e", "th"]}),
     (COMPLETIONS, {"prompt": ["hello there", "x"], "seed": 8, "max_tokens": 20, "logprobs": 2, "n": 2, "echo": True}),
     (CHAT, {**HELLO, "seed": 9, "max_tokens": 40, "logprobs": True, "top_logprobs": 5, "presence_penalty": 1.5}),
@@ -119,6 +128,40 @@ def test_stream_equals_whole(tiny: Served, path: str, body: dict[str, Any]) -> N
     counts = ("prompt_tokens", "completion_tokens", "total_tokens")
     assert [chunks[-1]["usage"][name] for name in counts] == [whole["usage"][name] for name in counts]
     assert {reason for reason, _ in endings(chunks).values()} <= {"stop", "length"}
+
+
+def test_what_has_a_form_fits_it_and_what_has_no_sense_is_refused(tiny: Served) -> None:
+    body = {**HELLO, "temperature": 0, "max_tokens": 100, "structured_outputs": {"json": SCHEMA, "disable_any_whitespace": True}}
+    before = metric(tiny, "xlaserve:forced_tokens_total")
+    (choice,) = tiny.client.post(CHAT, json=body).json()["choices"]
+    assert choice["finish_reason"] == "stop"
+    answer = json.loads(choice["message"]["content"])
+    assert answer["answer"] in ("yes", "no")
+    assert 0 <= answer["number"] <= 9
+    assert metric(tiny, "xlaserve:forced_tokens_total") > before
+    for stream in (False, True):
+        for field, value in (("regex", "(["), ("grammar", "start: nothing"), ("json", {"type": "colour"})):
+            refused = tiny.client.post(CHAT, json={**body, "stream": stream, "structured_outputs": {field: value}})
+            assert assert_error(400, refused)["param"] == f"structured_outputs.{field}"
+    assert metric(tiny, "xlaserve:compile_events_total") == 0
+
+
+def test_the_other_apis_take_forms_too(tiny: Served) -> None:
+    form = {"type": "json_schema", "name": "answer", "schema": SCHEMA}
+    body = {"input": "hello", "temperature": 0, "max_output_tokens": 100, "text": {"format": form}}
+    response = tiny.client.post("/v1/responses", json=body).json()
+    message = tiny.client.post(
+        "/v1/messages",
+        json={**HELLO, "temperature": 0, "max_tokens": 100, "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
+    ).json()
+    for text in (response["output"][0]["content"][0]["text"], message["content"][0]["text"]):
+        assert json.loads(text)["answer"] in ("yes", "no")
+    nonsense = {"type": "json_schema", "name": "answer", "schema": {"type": "colour"}}
+    refused = tiny.client.post("/v1/responses", json={**body, "text": {"format": nonsense}})
+    assert assert_error(400, refused)["param"].startswith("text.format")
+    refused = tiny.client.post("/v1/messages", json={**HELLO, "max_tokens": 9, "output_config": {"format": nonsense}})
+    assert refused.status_code == 400
+    assert "colour" in refused.json()["error"]["message"]
 
 
 def test_logprobs_of_both_endpoints_are_of_the_same_tokens(tiny: Served) -> None:

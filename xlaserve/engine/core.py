@@ -31,7 +31,7 @@ from xlaserve.engine.report import WAITING_SHOWN, EngineReport, sequence_reports
 from xlaserve.engine.runner import Runner, read
 from xlaserve.engine.scheduler import Scheduler
 from xlaserve.engine.sequence import Sequence
-from xlaserve.engine.structures import Structures
+from xlaserve.engine.structures import StructureCounters, Structures
 from xlaserve.engine.trace import DeviceRecord, StepRecord, StepTrace
 from xlaserve.errors import EngineStateError
 from xlaserve.paged.block_pool import BlockPool
@@ -150,6 +150,11 @@ class EngineCore:
         """
         assert self._structures is not None
         self._structures.grammars.check(structured)
+
+    def prepare_grammars(self) -> None:
+        """Do beforehand, in any thread, what the first structured sequence would wait for."""
+        assert self._structures is not None
+        self._structures.grammars.prepare()
 
     def finish(self, sequence: Sequence, reason: FinishReason, stop_reason: str | None = None) -> None:
         """End a sequence from outside: aborted, or a stop string was found in its text. Without effect on one that has ended."""
@@ -287,6 +292,7 @@ class EngineCore:
     def stats(self) -> EngineStats:
         """A snapshot; may be called from any thread."""
         counters, scheduler = self._counters, self._scheduler
+        forms = self._structures.counters if self._structures is not None else StructureCounters()
         return EngineStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
@@ -305,6 +311,11 @@ class EngineCore:
             prefix_cache_hits=scheduler.prefix_hits,
             allocated_token_slots=counters.allocated_token_slots,
             used_token_slots=counters.used_token_slots,
+            grammars=forms.compiled,
+            grammar_seconds=forms.compile_seconds,
+            masks=forms.masks,
+            mask_seconds=forms.mask_seconds,
+            forced_tokens=forms.forced,
             paused=self.paused,
             sleep_level=self.sleep_level,
         )

@@ -137,6 +137,8 @@ def _run(channel: Channel, start: Start) -> None:
 
     channel.send(Ready(engine.plan.info()))
     tell([], [])
+    # The vocabulary of grammars: reading it stops all threads for a while, so that it is better done before there is much to do.
+    threading.Thread(target=core.prepare_grammars, name="grammars", daemon=True).start()
     loop.run(tell)
 
 

@@ -111,6 +111,11 @@ class EngineStats:
         prefix_cache_hits: of these, tokens in blocks that they found, counter.
         allocated_token_slots: summed over steps: token places in allocated blocks, a shared block counted once, counter.
         used_token_slots: summed over steps: of these, places that hold a token, counter.
+        grammars: structured sequences whose form was compiled, or found compiled, counter.
+        grammar_seconds: what that took, counter.
+        masks: masks of allowed tokens that were filled, counter.
+        mask_seconds: what that took, tokens consumed included, counter.
+        forced_tokens: tokens that were not sampled, since a form left nothing else, counter.
         paused: whether nothing is computed until somebody lets the engine go on; always where it sleeps.
         sleep_level: 0 while it is awake; 1 where its KV is given up, 2 where its weights are too.
     """
@@ -133,6 +138,11 @@ class EngineStats:
     prefix_cache_hits: int = 0
     allocated_token_slots: int = 0
     used_token_slots: int = 0
+    grammars: int = 0
+    grammar_seconds: float = 0.0
+    masks: int = 0
+    mask_seconds: float = 0.0
+    forced_tokens: int = 0
     paused: bool = False
     sleep_level: int = 0
 

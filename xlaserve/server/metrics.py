@@ -205,11 +205,16 @@ def _own_families(stats: EngineStats, labels: dict[str, str]) -> Iterator[Metric
         ("padded_tokens", "Token places in the same graphs that were padding.", stats.padded_tokens),
         ("allocated_token_slots", "Token places in allocated KV blocks, summed over steps.", stats.allocated_token_slots),
         ("used_token_slots", "Of these, places that hold a token.", stats.used_token_slots),
+        ("grammars", "Structured outputs whose grammar was compiled, or found compiled.", stats.grammars),
+        ("grammar_seconds", "Seconds that compiling took.", stats.grammar_seconds),
+        ("masks", "Masks of allowed tokens that were filled.", stats.masks),
+        ("mask_seconds", "Seconds that filling them took.", stats.mask_seconds),
+        ("forced_tokens", "Tokens that a grammar left no choice of, and that were not sampled.", stats.forced_tokens),
     ):
         yield _counter("xlaserve:" + name, documentation, value, labels)
 
 
-def _counter(name: str, documentation: str, value: int, labels: dict[str, str]) -> Metric:
+def _counter(name: str, documentation: str, value: float, labels: dict[str, str]) -> Metric:
     counter = CounterMetricFamily(name, documentation, labels=list(labels))
     counter.add_metric(list(labels.values()), float(value))
     return counter
