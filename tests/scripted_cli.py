@@ -36,7 +36,7 @@ class AsyncLLM(ScriptedEngine):
         self.model_name = options["served_model_name"] or model or "demo"
 
 
-async def start_engine(config: EngineConfig, progress: Callable[[str], None], _spawned: None) -> AsyncLLM:
+async def start_engine(config: EngineConfig, progress: Callable[[str], None], _spawned: None = None) -> AsyncLLM:
     engine = AsyncLLM(config.model, progress=progress, max_model_len=config.max_model_len, served_model_name=config.served_model_name)
     if config.model == "slow":
         await asyncio.Event().wait()

@@ -338,7 +338,7 @@ def test_loading_reads_no_pickle(setup: Setup, monkeypatch: pytest.MonkeyPatch) 
 
 def test_results_are_what_graphs_give(setup: Setup) -> None:
     """Loading relies on shapes that nobody traces."""
-    others = ({"branches": False, "attention": "gather"}, {"tensor_parallel_size": 2}, {"tensor_parallel_size": 4})
+    others = ({"branches": False, "attention": "gather"}, {"tensor_parallel_size": 4})
     for spec in (setup.spec, *(replace(setup.spec, **other) for other in others)):
         for bucket in LADDER.graphs:
             function, arguments, told, _ = entry(spec, bucket)

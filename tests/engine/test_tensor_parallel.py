@@ -108,7 +108,7 @@ def test_everything_donated_is_updated_in_place_on_every_device(split: LLM) -> N
             assert isinstance(graph.run, jax.stages.Compiled)
             donated = bytes_of_one([made.arguments[at] for at in made.donated])
             assert graph.run.memory_analysis().alias_size_in_bytes == donated > 0, bucket.name
-            needed = workspace_of(graph.run)
+            needed = workspace_of(graph.memory)
             assert needed is not None
             assert needed <= split._engine.plan.limits.memory.workspace, bucket.name
 

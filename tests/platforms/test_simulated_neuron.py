@@ -217,3 +217,20 @@ def test_the_device_changes_nothing_in_what_is_traced(cores: dict[str, Any]) -> 
     """The stored graphs are those that were made without it."""
     assert cores["traced"] == dict.fromkeys(cores["traced"], True)
     assert set(cores["traced"]) == GRAPHS
+
+
+def test_a_model_split_over_cores_gives_the_same_tokens(model: Path, machine: Machine, wanted: list[Any]) -> None:
+    """The compiler is given what each core runs, with its collectives, and a second start loads it onto both cores."""
+    machine.events()
+    flags = [*FLAGS, "--tensor-parallel-size=2"]
+    machine.xlaserve("compile", model, "--platform=neuron", *flags)
+    made = machine.events()
+    assert {event["module"].removeprefix("jit_").replace("_", "-") for event in made} == GRAPHS
+    for event in made:
+        name = event["module"].removeprefix("jit_").replace("_", "-")
+        assert (event["errors"], event["cores"]) == ([], 2)
+        assert event["donated"] == KV_AND_STATE.get(name, 9), name
+    with serving(model, "--device=neuron", "--artifacts-only", sizes=flags, environment=machine.environment) as process:
+        process.read_until_ready()
+        assert_equal(ask(process.url), wanted)
+    assert {event["event"] for event in machine.events()} == {"load"}

@@ -14,6 +14,7 @@ import uvicorn
 
 from xlaserve.server.app import create_app
 from xlaserve.server.engine import Engine
+from xlaserve.server.http_protocol import BoundedHeads
 from xlaserve.server.listener import address, bind
 from xlaserve.server.settings import ServerSettings
 from xlaserve.server.state import ServerState
@@ -44,15 +45,28 @@ class Live:
 
 
 @contextmanager
-def live_server(engine: Engine | None, *, state: ServerState | None = None, **settings: Any) -> Generator[Live]:
-    """Serves until the block ends. Without an engine the server stays in its loading phase; a given state has its own settings."""
+def live_server(
+    engine: Engine | None, *, state: ServerState | None = None, send_buffer: int | None = None, **settings: Any
+) -> Generator[Live]:
+    """Serves until the block ends. Without an engine the server stays in its loading phase; a given state has its own settings.
+
+    `send_buffer`: bytes that the system keeps for each client, which are megabytes otherwise.
+    """
     state = state or ServerState(ServerSettings(port=0, **settings))
     options = state.settings
     listener = bind(options)
+    if send_buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     if engine is not None:
         state.attach(engine)
     config = uvicorn.Config(
-        create_app(state), lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1, root_path=options.root_path
+        create_app(state),
+        http=BoundedHeads,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=1,
+        root_path=options.root_path,
     )
     accepting = threading.Event()
     server = _Announcing(config, accepting)

@@ -166,6 +166,9 @@ class ScriptedEngine:
             num_blocks=10,
             default_sampling={},
             plan=self.plan,
+            platform="scripted",
+            device="script",
+            dtype="text",
         )
         self.healthy = True
         self.errored: BaseException | None = None
@@ -257,6 +260,12 @@ class ScriptedEngine:
     async def trace(self) -> dict[str, Any]:
         await self._call("trace")
         return {"traceEvents": []}
+
+    async def start_profile(self, directory: str) -> None:
+        await self._call("start_profile", directory)
+
+    async def stop_profile(self) -> None:
+        await self._call("stop_profile")
 
     async def _call(self, *call: object) -> None:
         if self.refusal is not None:

@@ -84,6 +84,14 @@ def test_what_is_refused(guarded: Live, headers: dict[str, str], challenge: str)
         assert "first" not in error["message"]
 
 
+def test_anthropics_paths_have_its_shape_of_errors(guarded: Live) -> None:
+    response = guarded.client.post("/v1/messages", json={}, headers={"x-api-key": "wrong"})
+    assert response.status_code == 401
+    assert response.json()["type"] == "error"
+    assert response.json()["error"]["type"] == "authentication_error"
+    assert response.headers["www-authenticate"].startswith("Bearer")
+
+
 def test_refusals_reach_no_endpoint() -> None:
     engine = ScriptedEngine()
     with live_server(engine, api_keys=KEYS) as live:

@@ -28,12 +28,14 @@ ENDPOINTS = [
     ("GET", "/is_sleeping"),
     ("POST", "/reset_prefix_cache"),
     ("GET", "/trace"),
+    ("POST", "/start_profile"),
+    ("POST", "/stop_profile"),
 ]
 
 
 @pytest.fixture
 def dev(engine: ScriptedEngine) -> Generator[Live]:
-    with live_server(engine, dev_endpoints=True) as live:
+    with live_server(engine, dev_endpoints=True, profile_dir="/srv/profiles") as live:
         yield live
 
 
@@ -230,3 +232,38 @@ def test_trace_and_reset_of_the_engine_process(served: Served) -> None:
     assert len(on_device) == metrics(served)["xlaserve:steps_total"]
     assert all(event["dur"] > 0 for event in on_device)
     assert {graph.partition("-")[0] for event in on_device for graph in event["args"]["graphs"]} == {"context", "generate"}
+
+
+def test_profiles_go_where_the_operator_says(dev: Live, engine: ScriptedEngine) -> None:
+    assert dev.client.post("/start_profile").status_code == 200
+    assert dev.client.post("/stop_profile").status_code == 200
+    assert engine.calls == [("start_profile", "/srv/profiles"), ("stop_profile",)]
+    assert_error(400, dev.client.post("/start_profile?directory=/etc"))
+    engine.refusal = CallFailedError("The engine could not stop_profile: OSError: no room in /srv/profiles/x")
+    assert "/srv" not in assert_error(500, dev.client.post("/stop_profile"))["message"]
+
+
+def test_profiles_need_a_directory(engine: ScriptedEngine) -> None:
+    with live_server(engine, dev_endpoints=True) as live:
+        for path in ("/start_profile", "/stop_profile"):
+            assert "--profile-dir" in assert_error(409, live.client.post(path))["message"]
+    assert not engine.calls
+
+
+def test_one_profile_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    import jax
+
+    from xlaserve.engine.profiler import Profiler
+
+    calls: list[str] = []
+    monkeypatch.setattr(jax.profiler, "start_trace", calls.append)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
+    profiler = Profiler()
+    with pytest.raises(EngineStateError, match="start one first"):
+        profiler.stop()
+    profiler.start("here")
+    with pytest.raises(EngineStateError, match="stop it first"):
+        profiler.start("there")
+    profiler.stop()
+    profiler.start("there")
+    assert calls == ["here", "stop", "there"]

@@ -9,6 +9,7 @@ import pytest
 
 from tests.server.live import TIMEOUT, Live, live_server
 from tests.server.scripted_engine import ScriptedEngine
+from tests.server.sse import events
 from tests.server.test_bad_input import assert_error
 from xlaserve.errors import EngineDeadError, InvalidRequestError, OverloadedError
 
@@ -55,6 +56,15 @@ def test_a_slow_reader_is_not_read_ahead_of_and_then_aborted(path: str, body: di
         # What the sockets of both sides and the server's write buffer hold, not more; some 6 MiB, of which a token takes 30 bytes or more.
         assert sum(stream.produced for stream in engine.submitted) < 200_000
         assert live.client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(("token_seconds", "tokens"), [(0.02, 20), (0.3, 2)])
+def test_a_reader_may_take_longer_in_all_and_so_may_the_engine(token_seconds: float, tokens: int) -> None:
+    engine = ScriptedEngine()
+    engine.token_seconds = token_seconds
+    with live_server(engine, send_timeout=0.1) as live:
+        chunks = events(live.client.post(COMPLETIONS, json={"prompt": "a", "max_tokens": tokens, "stream": True}))
+    assert len(chunks) == tokens
 
 
 def test_overload_is_503_and_nothing_stays_submitted(server: Live, engine: ScriptedEngine) -> None:

@@ -146,6 +146,24 @@ def test_what_has_a_form_fits_it_and_what_has_no_sense_is_refused(tiny: Served) 
     assert metric(tiny, "xlaserve:compile_events_total") == 0
 
 
+def test_the_other_apis_take_forms_too(tiny: Served) -> None:
+    form = {"type": "json_schema", "name": "answer", "schema": SCHEMA}
+    body = {"input": "hello", "temperature": 0, "max_output_tokens": 100, "text": {"format": form}}
+    response = tiny.client.post("/v1/responses", json=body).json()
+    message = tiny.client.post(
+        "/v1/messages",
+        json={**HELLO, "temperature": 0, "max_tokens": 100, "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
+    ).json()
+    for text in (response["output"][0]["content"][0]["text"], message["content"][0]["text"]):
+        assert json.loads(text)["answer"] in ("yes", "no")
+    nonsense = {"type": "json_schema", "name": "answer", "schema": {"type": "colour"}}
+    refused = tiny.client.post("/v1/responses", json={**body, "text": {"format": nonsense}})
+    assert assert_error(400, refused)["param"].startswith("text.format")
+    refused = tiny.client.post("/v1/messages", json={**HELLO, "max_tokens": 9, "output_config": {"format": nonsense}})
+    assert refused.status_code == 400
+    assert "colour" in refused.json()["error"]["message"]
+
+
 def test_logprobs_of_both_endpoints_are_of_the_same_tokens(tiny: Served) -> None:
     body = {"prompt": "hello", "temperature": 0, "max_tokens": 8, "ignore_eos": True, "logprobs": 4}
     (choice,) = tiny.client.post(COMPLETIONS, json=body).json()["choices"]

@@ -179,6 +179,13 @@ def test_token_ids_of_a_stream_and_its_pace(tiny: Live) -> None:
         assert texts(chunks) == {choice["index"]: choice["text"] for choice in whole}
 
 
+def test_cached_tokens_are_counted(tiny: Live) -> None:
+    body = {"prompt": list(range(300, 350)), "max_tokens": 2, "ignore_eos": True}
+    first, second, salted = (post(tiny, **body, **extra)["usage"] for extra in ({}, {}, {"cache_salt": "another"}))
+    assert [usage["prompt_tokens_details"]["cached_tokens"] for usage in (first, second, salted)] == [0, 48, 0]
+    assert first["total_tokens"] == second["total_tokens"] == 52
+
+
 def test_best_of(tiny: Live) -> None:
     body = {"prompt": "hello", "seed": 11, "max_tokens": 8, "ignore_eos": True, "logprobs": 0}
     every = post(tiny, n=5, **body)["choices"]

@@ -106,7 +106,8 @@ class TargetPlatform(Platform):
 
     def joined_devices(self) -> tuple[int, ...] | None:
         """Numbers of cores that Neuron's runtime joins; cards are joined in any number."""
-        return NEURON_TARGETS[self._target.device_kind].parallel if self._target.platform == "neuron" else None
+        chip = self.lint_target()
+        return None if chip is None else chip.parallel
 
     def memory(self) -> int:
         """Bytes of the target's memory."""

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from xlaserve.commands.chat_flags import add_chat_arguments, chat_settings
@@ -70,7 +71,7 @@ def server_settings(args: argparse.Namespace, environ: Mapping[str, str] = os.en
         page=args.page,
         chat=chat_settings(args),
         dev_endpoints=args.dev_endpoints,
-        profile_dir=args.profile_dir,
+        profile_dir=None if args.profile_dir is None else str(Path(args.profile_dir).expanduser().resolve()),
     )
 
 

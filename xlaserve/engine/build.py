@@ -107,6 +107,9 @@ class Plan:
             default_sampling={name: stored[name] for name in names if isinstance(stored.get(name), int | float)},
             plan=self.describe(),
             scores_prompts=self.platform.branches,
+            platform=self.platform.name,
+            device=self.platform.devices()[0].device_kind,
+            dtype=self.limits.dtype,
         )
 
 

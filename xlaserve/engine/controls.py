@@ -12,6 +12,7 @@ from typing import Any
 from xlaserve.engine.core import EngineCore
 from xlaserve.engine.messages import Call, Failed, Reply, TokenEvent
 from xlaserve.engine.modes import PauseMode
+from xlaserve.engine.profiler import Profiler
 from xlaserve.errors import CallFailedError, EngineStateError, XlaserveError
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ class Controls:
 
     def __init__(self, core: EngineCore) -> None:
         self._core = core
+        profiler = Profiler()
         self._methods: dict[str, Callable[..., Any]] = {
             "resume": core.resume,
             "sleep": core.sleep,
@@ -33,6 +35,8 @@ class Controls:
             "reset_prefix_cache": core.reset_prefix_cache,
             "trace": core.trace.recorded,
             "report": core.report,
+            "start_profile": profiler.start,
+            "stop_profile": profiler.stop,
         }
         self._replies: list[Reply] = []
         self._waiting: list[int] = []  # calls of `pause` that are answered when what runs has ended

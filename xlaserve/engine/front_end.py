@@ -269,6 +269,25 @@ class FrontEnd:
         """
         return msgspec.convert(await self._call("report"), EngineReport)
 
+    async def start_profile(self, directory: str) -> None:
+        """Record what the engine and its device do, until `stop_profile` writes it into a directory.
+
+        Raises:
+            EngineStateError: a profile is being recorded.
+            EngineDeadError: the engine has stopped.
+        """
+        await self._call("start_profile", directory=directory)
+
+    async def stop_profile(self) -> None:
+        """Write what has been recorded; takes a while.
+
+        Raises:
+            EngineStateError: nothing is being recorded.
+            CallFailedError: it cannot be written.
+            EngineDeadError: the engine has stopped.
+        """
+        await self._call("stop_profile")
+
     async def close(self) -> None:
         """Abort what runs, and end the engine. May be called again."""
         self._closing = True

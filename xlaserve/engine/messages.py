@@ -166,6 +166,9 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
         default_sampling: sampling parameters that its authors recommend.
         plan: model, platform, memory and graphs, several lines for a person.
         scores_prompts: whether its graphs can give log probabilities of prompts.
+        platform: the platform that it runs on.
+        device: the kind of its device.
+        dtype: of its weights and KV.
     """
 
     model_name: str
@@ -179,6 +182,9 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
     default_sampling: dict[str, float | int]
     plan: str
     scores_prompts: bool = True
+    platform: str = ""
+    device: str = ""
+    dtype: str = ""
 
 
 class Progress(msgspec.Struct, array_like=True, frozen=True, tag=0):

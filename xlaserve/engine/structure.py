@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlaserve.engine.grammar import Grammars
-from xlaserve.sampling.structured import StructuredOutput
+from xlaserve.sampling.structured import MAX_AFTER_BYTES, StructuredOutput
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -52,6 +52,8 @@ class Structure:
         self._matcher: LLMatcher | None = None
         self._grammars: Grammars | None = None
         self._before: bytes | None = None if structured.after is None else b""  # what has come of the text before the form
+        self._beginning = b""  # the first of it
+        self._left = structured.after_tokens  # tokens of it that may still come
 
     def begin(self, grammars: Grammars) -> None:
         """Compile, and look at the first token.
@@ -66,6 +68,8 @@ class Structure:
         self.compile_seconds = time.perf_counter() - begin
         if self._before is None:
             self._look()
+        elif self._left == 0:
+            self._end_before()
 
     def consume(self, token: int) -> None:
         """Go on by one token, which the mask allowed."""
@@ -94,10 +98,29 @@ class Structure:
         assert self._structured.after is not None
         assert self._before is not None
         marker = self._structured.after.encode()
-        self._before = (self._before + self._grammars.tokenizer.token_bytes(token))[-len(marker) - 255 :]
+        came = self._grammars.tokenizer.token_bytes(token)
+        self._before = (self._before + came)[-len(marker) - 255 :]
+        if len(self._beginning) <= MAX_AFTER_BYTES:
+            self._beginning += came
         if marker in self._before:
             self._before = None
             self._look()
+        elif self._left is not None:
+            self._left -= 1
+            if self._left <= 0:
+                self._end_before()
+
+    def _end_before(self) -> None:
+        """No more text may come before the form: the marker must, if the text is of the kind that it ends."""
+        assert self._grammars is not None
+        assert self._structured.after is not None
+        opening = (self._structured.after_opening or "").encode()
+        beginning = self._beginning.lstrip()
+        if len(beginning) < len(opening) and opening.startswith(beginning):
+            return  # not to be told yet
+        if beginning.startswith(opening):
+            self.forced.extend(self._grammars.tokenizer.encode(self._structured.after, add_special_tokens=False))
+        self._settle()
 
     def _look(self) -> None:
         """What the matcher says of the next token."""
@@ -125,6 +148,9 @@ class Structure:
         if self.forced:
             self.mask = np.zeros_like(self.mask)
             _allow(self.mask, self.forced[0])
+        elif self._before is not None:
+            self._before = None
+            self._look()
         elif self._stopped:
             self.complete = True
         else:

@@ -49,6 +49,11 @@ class NeuronPlatform(Platform):
         """The chip that the device names; None for one that the lint does not know."""
         return TARGETS.get(str(self.devices()[0].device_kind).lower())
 
+    def joined_devices(self) -> tuple[int, ...] | None:
+        """Numbers of cores that the runtime joins on the device's chip."""
+        chip = self.lint_target() if self.available() else None
+        return None if chip is None else chip.parallel
+
     def fingerprint(self) -> dict[str, str]:
         """The compiler's flags, too."""
         return {**Platform.fingerprint(self), **{f"{family}_flags": self.options.key(family) for family in FAMILIES}}

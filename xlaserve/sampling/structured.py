@@ -42,6 +42,8 @@ class StructuredOutput:
         whitespace: where JSON is asked for, whether the model may put whitespace between its parts.
         whitespace_pattern: a regular expression that this whitespace is to match, where there may be any; None leaves it to the compiler.
         after: the form begins after this text, which the model generates first, whatever it writes before; None begins at once.
+        after_tokens: most tokens that the model may generate before `after`, which is then put there; None leaves it all the time it takes.
+        after_opening: only text that begins with this one is ended so; at other text the form begins where the tokens are used up.
         field: what the request calls it, to be named in errors.
 
     Raises:
@@ -57,6 +59,8 @@ class StructuredOutput:
     whitespace: Whitespace = "any"
     whitespace_pattern: str | None = None
     after: str | None = None
+    after_tokens: int | None = None
+    after_opening: str | None = None
     field: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -85,6 +89,10 @@ class StructuredOutput:
             self._text("whitespace_pattern", self.whitespace_pattern, MAX_REGEX_BYTES)
         if self.after is not None:
             self._text("after", self.after, MAX_AFTER_BYTES)
+        if self.after_opening is not None:
+            self._text("after_opening", self.after_opening, MAX_AFTER_BYTES)
+        if self.after_tokens is not None and (self.after is None or isinstance(self.after_tokens, bool) or self.after_tokens < 0):
+            raise self._wrong(f"after_tokens must be at least 0, and needs after, got {self.after_tokens!r}.", self.after_tokens)
 
     @property
     def kind(self) -> str:

@@ -189,6 +189,20 @@ class Version(BaseModel):
     version: str
 
 
+class Load(BaseModel):
+    """The answer of /load."""
+
+    server_load: int
+
+
+class ModelInfo(BaseModel):
+    """The answer of /model_info."""
+
+    model_path: str
+    tokenizer_path: str
+    is_generation: bool
+
+
 class Readiness(BaseModel):
     """The answer of /ready."""
 

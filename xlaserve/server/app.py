@@ -12,15 +12,17 @@ from starlette.responses import Response
 
 from xlaserve import __version__
 from xlaserve.errors import XlaserveError
-from xlaserve.server import control, operations, tokenize
+from xlaserve.server import control, operations, server_info, tokenize
 from xlaserve.server.answer_models import (
     AnthropicError,
     ChatCompletion,
     Completion,
     ItemList,
+    Load,
     Message,
     MessageTokens,
     Model,
+    ModelInfo,
     ModelList,
     Readiness,
     ResponseObject,
@@ -71,6 +73,9 @@ _ROUTES = (
     Route("GET", "/ping", operations.health, answer=None, alike=(503,), guarded=False),
     Route("GET", "/ready", operations.ready, answer=Readiness, alike=(503,), guarded=False),
     Route("GET", "/version", operations.version, answer=Version, guarded=False),
+    Route("GET", "/load", server_info.load, answer=Load),
+    *(Route("GET", path, server_info.server_info, statuses=NEEDS_ENGINE) for path in ("/server_info", "/get_server_info")),
+    *(Route("GET", path, server_info.model_info, answer=ModelInfo, statuses=NEEDS_ENGINE) for path in ("/model_info", "/get_model_info")),
     Route("GET", "/engine", operations.engine, statuses=NEEDS_ENGINE),
     Route("GET", "/metrics", operations.metrics, answer="text/plain"),
 )
@@ -82,6 +87,8 @@ _DEV = (
     Route("POST", "/wake_up", control.wake_up, answer=None, statuses=(*NEEDS_ENGINE, 400)),
     Route("GET", "/is_sleeping", control.is_sleeping, statuses=(*NEEDS_ENGINE, 400)),
     Route("POST", "/reset_prefix_cache", control.reset_prefix_cache, answer=None, statuses=(*NEEDS_ENGINE, 400)),
+    Route("POST", "/start_profile", control.start_profile, answer=None, statuses=(*NEEDS_ENGINE, 400, 409)),
+    Route("POST", "/stop_profile", control.stop_profile, answer=None, statuses=(*NEEDS_ENGINE, 400, 409)),
     Route("GET", "/trace", control.trace, statuses=(*NEEDS_ENGINE, 400)),
 )
 # fmt: on

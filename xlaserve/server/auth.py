@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from xlaserve.errors import ConfigError
-from xlaserve.server.errors import Problem
+from xlaserve.server.errors import Problem, answer_problem, path_of
 
 ENVIRONMENT = "XLASERVE_API_KEY"
 
@@ -37,7 +37,7 @@ class ApiKeys:
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].removeprefix(scope.get("root_path", "")) in self._open_paths:
+        if scope["type"] != "http" or path_of(scope) in self._open_paths:
             await self._app(scope, receive, send)
             return
         given = _given(Headers(scope=scope))
@@ -46,7 +46,7 @@ class ApiKeys:
         if any(matches):
             await self._app(scope, receive, send)
         else:
-            await _refusal(bool(given)).response()(scope, receive, send)
+            await answer_problem(_refusal(bool(given)), path_of(scope))(scope, receive, send)
 
 
 def api_keys(given: Sequence[str], file: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:

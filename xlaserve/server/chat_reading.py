@@ -5,13 +5,16 @@ from __future__ import annotations
 import secrets
 import string
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from xlaserve.errors import InvalidRequestError
+from xlaserve.sampling.structured import StructuredOutput
 from xlaserve.server.chat_prompt import ChatPrompt
 from xlaserve.server.chat_setup import ChatSetup
 from xlaserve.server.engine import TextCodec
 from xlaserve.server.parsing.events import Content, OutputEvent, Reasoning, ToolCallArguments, ToolCallStart
 from xlaserve.server.parsing.formats import ReasoningFormat, ToolFormat
+from xlaserve.server.parsing.harmony import FINAL
 from xlaserve.server.parsing.parser import OutputParser
 from xlaserve.server.parsing.tools import ToolSchemas
 from xlaserve.server.protocol import ChatCompletionRequest
@@ -42,7 +45,34 @@ class Reading:
     @property
     def answer_after(self) -> str | None:
         """The text after which the answer proper begins; None where it begins at once."""
+        if self.reasoning is not None and self.reasoning.channels:
+            return FINAL
         return self.reasoning.closes[0] if self.reasoning is not None and self.opened else None
+
+    def within_budget(self, structured: StructuredOutput | None, tokens: int) -> StructuredOutput | None:
+        """A form of output that ends the reasoning before it after some tokens.
+
+        Args:
+            structured: the form of the answer; None for any.
+            tokens: most that the reasoning may take.
+
+        Raises:
+            InvalidRequestError: reasoning in this format cannot be ended so.
+        """
+        if self.reasoning is None:
+            return structured
+        if self.reasoning.channels:
+            raise InvalidRequestError(
+                "`thinking_token_budget` is not supported for this model, whose reasoning ends with a message.",
+                field="thinking_token_budget",
+                value=tokens,
+            )
+        if structured is not None:
+            return structured if structured.after is None else replace(structured, after_tokens=tokens)
+        opening = None if self.opened else self.reasoning.opens[0]
+        return StructuredOutput(
+            regex="(?s:.*)", after=self.reasoning.closes[0], after_tokens=tokens, after_opening=opening, field="thinking_token_budget"
+        )
 
     def parser(self) -> OutputParser:
         """A parser for one choice."""

@@ -221,6 +221,11 @@ async def start_chat(request: Request, body: ChatCompletionRequest, *, request_i
             "`tool_choice` cannot require a call together with `use_beam_search`.", field="tool_choice", value=body.tool_choice
         )
     structured = await checked_structure(body, engine, after=after, calls=calls)
+    budget = body.thinking_token_budget
+    if reading is not None and budget is not None and budget != -1:
+        if (ending := reading.within_budget(structured, budget)) is not None:
+            await engine.check(ending)
+        structured = ending
     params = generation_params(body, engine, len(prompt.token_ids), "messages", structured=structured)
     if reading is not None and reading.special:
         params = replace(params, skip_special_tokens=False)

@@ -12,7 +12,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from xlaserve.errors import InvalidRequestError
+from xlaserve.errors import EngineStateError, InvalidRequestError
 from xlaserve.server.engine import Engine
 from xlaserve.server.errors import shown
 from xlaserve.server.state import state_of
@@ -67,11 +67,34 @@ async def reset_prefix_cache(request: Request) -> Response:
     return Response()
 
 
+async def start_profile(request: Request) -> Response:
+    """POST /start_profile: record what the engine and its device do, for --profile-dir."""
+    engine, _ = _asked(request)
+    await engine.start_profile(_profile_dir(request))
+    return Response()
+
+
+async def stop_profile(request: Request) -> Response:
+    """POST /stop_profile: write it."""
+    engine, _ = _asked(request)
+    _profile_dir(request)
+    await engine.stop_profile()
+    return Response()
+
+
 async def trace(request: Request) -> Response:
     """GET /trace: the last iterations, to be saved and opened in chrome://tracing or Perfetto."""
     engine, _ = _asked(request)
     content = await asyncio.to_thread(orjson.dumps, await engine.trace())
     return Response(content, media_type="application/json")
+
+
+def _profile_dir(request: Request) -> str:
+    # The operator's choice: clients name no files of the server's.
+    directory = state_of(request).settings.profile_dir
+    if directory is None:
+        raise EngineStateError("Profiles need a directory: start the server with --profile-dir.")
+    return directory
 
 
 def _asked(request: Request, *names: str) -> tuple[Engine, dict[str, str]]:

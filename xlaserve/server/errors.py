@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Scope
 
 from xlaserve.errors import (
     CallFailedError,
@@ -175,9 +176,14 @@ def answer_problem(problem: Problem, path: str) -> Response:
     return problem.anthropic_response() if path.startswith(_ANTHROPIC_PATHS) else problem.response()
 
 
+def path_of(scope: Scope) -> str:
+    """The path of a request, without what a proxy in front has taken off."""
+    return scope["path"].removeprefix(scope.get("root_path", ""))
+
+
 async def answer_error(request: Request, error: Exception) -> Response:
     """Starlette's exception handler for every type."""
-    return answer_problem(_problem_at(request, error), request.url.path)
+    return answer_problem(_problem_at(request, error), path_of(request.scope))
 
 
 def _problem_at(request: Request, error: Exception) -> Problem:

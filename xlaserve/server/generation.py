@@ -166,18 +166,18 @@ class Generation:
 
     async def _outputs(self) -> AsyncGenerator[tuple[int, RequestOutput]]:
         try:
+            if len(self._streams) == 1:
+                async for output in self._streams[0]:
+                    yield 0, output
+                return
             async with aclosing(self._merged()) as outputs:
-                async for output in outputs:
-                    yield output
+                async for pair in outputs:
+                    yield pair
         except Exception:
             self._end("error")
             raise
 
     async def _merged(self) -> AsyncGenerator[tuple[int, RequestOutput]]:
-        if len(self._streams) == 1:
-            async for output in self._streams[0]:
-                yield 0, output
-            return
         # Bounded, so that what a slow client has not read waits in the engine's streams, which the model length bounds.
         merged: asyncio.Queue[tuple[int, RequestOutput] | Exception | None] = asyncio.Queue(maxsize=len(self._streams))
         pumps = [asyncio.create_task(_pump(number, stream, merged)) for number, stream in enumerate(self._streams)]

@@ -16,6 +16,7 @@ import uvicorn
 from xlaserve.errors import EngineDeadError
 from xlaserve.server.app import create_app
 from xlaserve.server.engine import Engine
+from xlaserve.server.http_protocol import BoundedHeads
 from xlaserve.server.listener import release, tls_context
 from xlaserve.server.settings import ServerSettings
 from xlaserve.server.state import ServerState
@@ -84,6 +85,7 @@ class _Life:
     async def run(self, start: Start) -> int:
         config = uvicorn.Config(
             create_app(self._state),
+            http=BoundedHeads,
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from xlaserve.server.errors import answer_problem, problem_of
+from xlaserve.server.errors import answer_problem, path_of, problem_of
 from xlaserve.server.observers import OBSERVERS
 from xlaserve.server.state import ServerState
 
@@ -60,7 +60,7 @@ class RequestScope:
         except Exception as error:
             if status != CLIENT_CLOSED_REQUEST:
                 raise
-            await answer_problem(problem_of(error), scope["path"])(scope, receive, send_with_id)
+            await answer_problem(problem_of(error), path_of(scope))(scope, receive, send_with_id)
         finally:
             self._state.leave(load=scope["method"] == "POST")
             route = scope.get("route")

@@ -64,6 +64,12 @@ def _effort(value: str | None) -> str | None:
     return value
 
 
+def _budget(value: int | None) -> int | None:
+    if value is not None and value < -1:
+        raise ValueError("must be at least 0, or -1 for no limit")
+    return value
+
+
 def _side(value: object) -> object:
     if value in (None, "left", "right"):
         return value
@@ -243,7 +249,8 @@ class ChatCompletionRequest(GenerationRequest):
     """POST /v1/chat/completions. `max_completion_tokens` takes precedence over `max_tokens`; `top_logprobs` needs `logprobs`.
 
     `tools` are functions that the model may call, as far as `tool_choice` and `parallel_tool_calls` let it. `reasoning_effort` and
-    `documents` are read by chat templates; `include_reasoning: false` leaves reasoning out of the answer.
+    `documents` are read by chat templates; `include_reasoning: false` leaves reasoning out of the answer, and `thinking_token_budget` ends
+    it after so many tokens.
     """
 
     messages: Annotated[list[dict[str, Any]], AfterValidator(_not_empty), WithJsonSchema(_MESSAGES)]
@@ -256,7 +263,8 @@ class ChatCompletionRequest(GenerationRequest):
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
     tools: Annotated[list[dict[str, Any]] | None, _or_null(_TOOLS)] = None
-    tool_choice: Annotated[str | dict[str, Any] | None, _or_null(_TOOL_CHOICE)] = None
+    tool_choice: Annotated[Any, _or_null(_TOOL_CHOICE)] = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Annotated[str | None, AfterValidator(_effort), _or_null({"enum": list(EFFORTS)})] = None
     include_reasoning: bool | None = None
+    thinking_token_budget: Annotated[Integer | None, AfterValidator(_budget), _whole(-1)] = None

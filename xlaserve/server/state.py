@@ -37,6 +37,7 @@ class ServerState:
     Attributes:
         metrics: what `/metrics` shows.
         load: requests in flight that ask for work.
+        responses: of /v1/responses, finished ones.
         observers: make what is told of each generation.
         idle: set while no request is in flight.
         created: when it was made, in seconds since 1970.
@@ -106,13 +107,13 @@ class ServerState:
         if name is not None and name != served:
             raise ModelNotFoundError(f"The model {shown(name)} does not exist here; this server serves {served!r}.")
 
-    def enter(self, *, load: bool) -> None:
+    def enter(self, *, load: bool = True) -> None:
         """A request has arrived; `load`: one that asks for work."""
         self._active += 1
         self.load += load
         self.idle.clear()
 
-    def leave(self, *, load: bool) -> None:
+    def leave(self, *, load: bool = True) -> None:
         """A request has been answered, or its client has gone."""
         self._active -= 1
         self.load -= load

@@ -147,32 +147,44 @@ class EventStream(Response):
         self._frames = frames
         self._abort = abort
         self._send_timeout = send_timeout
+        self._waiting_since: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sender = asyncio.create_task(self._send_all(send))
         watcher = asyncio.create_task(disconnected(receive))
+        unread = asyncio.create_task(self._unread())
+        tasks = sender, watcher, unread
         try:
-            await asyncio.wait({sender, watcher}, return_when=asyncio.FIRST_COMPLETED)
+            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if ended == {unread}:
+                # Returning with the response incomplete makes the server close the connection.
+                log.warning("a client left its stream unread for %g s; its request was aborted", self._send_timeout)
         finally:
             self._abort()
-            sender.cancel()
-            watcher.cancel()
-            (outcome, _) = await asyncio.gather(sender, watcher, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            (outcome, *_) = await asyncio.gather(*tasks, return_exceptions=True)
         if isinstance(outcome, Exception):
             raise outcome
 
     async def _send_all(self, send: Send) -> None:
+        clock = asyncio.get_running_loop().time
         async with aclosing(self._frames):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             async for frame in self._frames:
-                try:
-                    async with asyncio.timeout(self._send_timeout):
-                        await send({"type": "http.response.body", "body": frame, "more_body": True})
-                except TimeoutError:
-                    # Returning with the response incomplete makes the server close the connection.
-                    log.warning("a client left its stream unread for %g s; its request was aborted", self._send_timeout)
-                    return
+                self._waiting_since = clock()
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
+                self._waiting_since = None
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _unread(self) -> None:
+        """Return when one `send` has waited for too long. One timer serves all frames: one for each costs as much as making the frame."""
+        clock = asyncio.get_running_loop().time
+        left = self._send_timeout
+        while left > 0:
+            await asyncio.sleep(left)
+            since = self._waiting_since
+            left = self._send_timeout if since is None else since + self._send_timeout - clock()
 
 
 async def disconnected(receive: Receive) -> None:

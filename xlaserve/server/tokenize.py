@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize: the token ids that the model would read of a prompt or a conversation, and tokens' text."""
+"""/tokenize, /detokenize and /tokenizer_info, as vLLM has them: what the model would read, and the text of tokens."""
 
 from __future__ import annotations
 

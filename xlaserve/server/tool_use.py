@@ -60,7 +60,7 @@ class ToolUse:
             InvalidRequestError: a schema is too large or nested too deeply.
         """
         if self.name is not None:
-            return StructuredOutput(json_schema=_arguments(self.schemas[self.name]), after=after, field="tools")
+            return StructuredOutput(json_schema=_arguments(self.schemas[self.name]), whitespace="none", after=after, field="tools")
         if self.choice != "required":
             return None
         calls: list[dict[str, Any]] = []
@@ -83,7 +83,7 @@ class ToolUse:
             "items": {"anyOf": calls},
             "$defs": definitions,
         }
-        return StructuredOutput(json_schema=schema, after=after, field="tools")
+        return StructuredOutput(json_schema=schema, whitespace="none", after=after, field="tools")
 
 
 def tool_use(body: ChatCompletionRequest) -> ToolUse | None:

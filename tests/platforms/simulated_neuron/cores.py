@@ -16,7 +16,7 @@ import jax.export
 import numpy as np
 
 from xlaserve.buckets import executable
-from xlaserve.buckets.graphs import entry, results
+from xlaserve.buckets.graphs import entry
 from xlaserve.buckets.ladder import BLANK
 from xlaserve.buckets.layout import TOKENS_AT, Header, table_at
 from xlaserve.buckets.lint.stablehlo import parse_stablehlo
@@ -24,6 +24,8 @@ from xlaserve.buckets.portable import export
 from xlaserve.engine.batch import empty_batch
 from xlaserve.engine.build import make_plan, open_stores
 from xlaserve.engine.config import EngineConfig
+from xlaserve.models.layers import checkpoint_rows
+from xlaserve.models.weights import load_weights
 
 PROMPT = [5, 6, 7, 8, 9]
 
@@ -37,16 +39,15 @@ def main() -> None:
     batch[0, Header.SLOT], batch[0, Header.LENGTH] = 0, len(PROMPT)
     batch[0, TOKENS_AT : TOKENS_AT + len(PROMPT)] = PROMPT
     batch[0, table_at(context) :] = range(1, 1 + context.width)
-    rng = np.random.default_rng(0)
-    weights = tuple(rng.normal(0, 0.1, array.shape).astype(array.dtype) for array in spec.parameters().values())
 
     def load(bucket: Any, core: Any) -> Any:
         content = store.executable(bucket.name)
         assert content is not None
-        return executable.load(bucket.name, content, entry(spec, bucket).arguments, results(spec, bucket), core)
+        graph = entry(spec, bucket)
+        return executable.load(bucket.name, content, graph.arguments, graph.results, [core])
 
     def run(core: Any) -> dict[str, Any]:
-        params = jax.device_put(weights, core)
+        params = load_weights(plan.checkpoint, spec.parameters(), [core], rows=checkpoint_rows(plan.model))
         step = load(context, core)
         kv, state = load(BLANK, core)()
         given = jax.tree.leaves((kv, state))

@@ -20,6 +20,8 @@ _HEADER_BEGINNINGS = ("<|channel|>", "<|start|>", "<|message|>", " to=", "to=")
 _MAX_HEADER = 1024
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _RECIPIENT = re.compile(r"to=([^\s<]+)")
+FINAL = "<|channel|>final<|message|>"
+"""What stands before the answer proper."""
 MARKERS = (*_ENDS, "<|message|>", "<|constrain|>")
 
 
