@@ -21,7 +21,7 @@ from xlaserve.sampling.structured import StructuredOutput
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-_WHITESPACE = r"[ \t\n\r]{0,32}"
+_WHITESPACE = r"[ \t\n\r]{0,20}"
 """Between the parts of JSON where any is allowed: without a bound, a model that gets into whitespace may not get out of it."""
 
 _KEPT = 64
