@@ -27,7 +27,6 @@ from xlaserve.engine.structure import Structure
 from xlaserve.models.checkpoint import open_checkpoint
 from xlaserve.models.demo import demo_gguf
 from xlaserve.models.registry import model_config
-from xlaserve.sampling.sampler import SamplingRows, argmax
 from xlaserve.sampling.structured import StructuredOutput
 
 SCHEMA = {
@@ -40,11 +39,6 @@ SCHEMA = {
     "required": ["name", "age", "tags"],
     "additionalProperties": False,
 }
-
-
-def greedy(logits: Any, rows: SamplingRows, *, branches: bool) -> Any:
-    """Stands in for sampling: what greedy rows come to, without a mask."""
-    return argmax(logits)
 
 
 def device_cost(rows: int, vocab: int, runs: int) -> None:
@@ -64,13 +58,14 @@ def device_cost(rows: int, vocab: int, runs: int) -> None:
     }
     spec = GraphSpec(model_config(config), "float32", 65, 16, rows, "tiled", branches=True, top_k="sort")
     bucket, device = GenerateBucket(rows, 32), jax.devices("cpu")[0]
-    served, kept = lower(spec, bucket, device).compile(), graphs.sample
-    without = kept
-    graphs.sample = lambda logits, given, *, branches: without(
-        logits, given._replace(structured=given.structured & False), branches=branches
-    )  # type: ignore[assignment]
-    plain = lower(spec, bucket, device).compile()
-    graphs.sample = kept
+    served, sample = lower(spec, bucket, [device]).compile(), graphs.sample
+
+    def unmasked(logits: Any, given: Any, *, branches: bool) -> Any:
+        return sample(logits, given._replace(structured=np.zeros(rows, bool)), branches=branches)
+
+    graphs.sample = unmasked
+    plain = lower(spec, bucket, [device]).compile()
+    graphs.sample = sample
     rng = np.random.default_rng(1)
     params = tuple(jax.device_put(rng.normal(0, 0.02, p.shape).astype(np.float32), device) for p in spec.parameters().values())
     free, one, full = (empty_batch(bucket, rows) for _ in range(3))

@@ -381,7 +381,7 @@ class EngineCore:
         for step, build in ((decision.generate, self._batches.generate), (decision.context, self._batches.context)):
             if step is not None:
                 begin = time.perf_counter()
-                rows = structured_rows(step)
+                rows = structured_rows(step) if self._structures is not None and self._structures.used else {}
                 structured += len(rows)
                 batch, mask = build(step), mask_of(rows, step.bucket)  # type: ignore[arg-type]
                 built = time.perf_counter()

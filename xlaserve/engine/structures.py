@@ -85,6 +85,11 @@ class Structures:
         self._late: set[Sequence] = set()
 
     @property
+    def used(self) -> bool:
+        """Whether there has been any form at all."""
+        return self._compiling is not None
+
+    @property
     def busy(self) -> bool:
         """Whether any form is being worked on."""
         return bool(self._busy)
