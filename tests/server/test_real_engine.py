@@ -148,11 +148,11 @@ def test_what_has_a_form_fits_it_and_what_has_no_sense_is_refused(tiny: Served) 
 
 def test_the_other_apis_take_forms_too(tiny: Served) -> None:
     form = {"type": "json_schema", "name": "answer", "schema": SCHEMA}
-    body = {"input": "hello", "temperature": 0, "max_output_tokens": 200, "text": {"format": form}}
+    body = {"input": "hello", "temperature": 1, "seed": 1, "max_output_tokens": 200, "text": {"format": form}}
     response = tiny.client.post("/v1/responses", json=body).json()
     message = tiny.client.post(
         "/v1/messages",
-        json={**HELLO, "temperature": 0, "max_tokens": 200, "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
+        json={**HELLO, "temperature": 1, "seed": 1, "max_tokens": 200, "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
     ).json()
     for text in (response["output"][0]["content"][0]["text"], message["content"][0]["text"]):
         assert json.loads(text)["answer"] in ("yes", "no")

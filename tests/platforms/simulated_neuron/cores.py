@@ -18,7 +18,7 @@ import numpy as np
 from xlaserve.buckets import executable
 from xlaserve.buckets.graphs import entry
 from xlaserve.buckets.ladder import BLANK
-from xlaserve.buckets.layout import TOKENS_AT, Header, table_at
+from xlaserve.buckets.layout import TOKENS_AT, Header, mask_width, table_at
 from xlaserve.buckets.lint.stablehlo import parse_stablehlo
 from xlaserve.buckets.portable import export
 from xlaserve.engine.batch import empty_batch
@@ -39,6 +39,7 @@ def main() -> None:
     batch[0, Header.SLOT], batch[0, Header.LENGTH] = 0, len(PROMPT)
     batch[0, TOKENS_AT : TOKENS_AT + len(PROMPT)] = PROMPT
     batch[0, table_at(context) :] = range(1, 1 + context.width)
+    everything = np.full((context.rows, mask_width(spec.model.vocab_size)), -1, np.int32)
 
     def load(bucket: Any, core: Any) -> Any:
         content = store.executable(bucket.name)
@@ -52,7 +53,7 @@ def main() -> None:
         kv, state = load(BLANK, core)()
         given = jax.tree.leaves((kv, state))
         before = [array.unsafe_buffer_pointer() for array in given]
-        kv, state, output = step(params, kv, state, batch)
+        kv, state, output = step(params, kv, state, batch, everything)
         kept = jax.tree.leaves((kv, state))
         return {
             "platform": core.platform,
