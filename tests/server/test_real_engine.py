@@ -152,7 +152,13 @@ def test_the_other_apis_take_forms_too(tiny: Served) -> None:
     response = tiny.client.post("/v1/responses", json=body).json()
     message = tiny.client.post(
         "/v1/messages",
-        json={**HELLO, "temperature": 1, "seed": 1, "max_tokens": 200, "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
+        json={
+            **HELLO,
+            "temperature": 1,
+            "seed": 1,
+            "max_tokens": 200,
+            "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
+        },
     ).json()
     for text in (response["output"][0]["content"][0]["text"], message["content"][0]["text"]):
         assert json.loads(text)["answer"] in ("yes", "no")
