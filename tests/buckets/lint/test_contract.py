@@ -15,6 +15,7 @@ from xlaserve.buckets.ladder import SEAT, Bucket
 from xlaserve.buckets.lint.contract import contract
 from xlaserve.engine import runner as runner_module
 from xlaserve.engine.batch import empty_batch
+from xlaserve.sampling.structured import StructuredOutput
 
 
 def test_batches_keep_it(tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,9 +23,9 @@ def test_batches_keep_it(tiny_model: Callable[[str], Path], monkeypatch: pytest.
     seated: list[Any] = []
     run, seat = runner_module.Runner.run, runner_module.Runner.seat
 
-    def noted(self: Any, bucket: Bucket, batch: Any) -> Any:
+    def noted(self: Any, bucket: Bucket, batch: Any, mask: Any = None) -> Any:
         seen.append((bucket, batch.copy(), self))
-        return run(self, bucket, batch)
+        return run(self, bucket, batch, mask)
 
     def noted_seat(self: Any, sequence: Any) -> None:
         seated.append(runner_module.seating(sequence, self._vocab_size))
@@ -38,6 +39,7 @@ def test_batches_keep_it(tiny_model: Callable[[str], Path], monkeypatch: pytest.
         kinds = [
             SamplingParams(max_tokens=20, temperature=0.8, seed=1, logprobs=3, prompt_logprobs=2),
             SamplingParams(max_tokens=40, min_tokens=10, repetition_penalty=1.2, stop_token_ids=[spec.model.vocab_size - 1]),
+            SamplingParams(max_tokens=30, temperature=1, seed=2, structured=StructuredOutput(json_object=True)),
             SamplingParams(max_tokens=30, bad_words=["a"], logit_bias={spec.model.vocab_size - 1: 3.0}),
         ]
         for params in kinds:
