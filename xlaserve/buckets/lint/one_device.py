@@ -47,8 +47,11 @@ def one_device(module: Any) -> Any:
         function.attributes["arg_attrs"] = ir.ArrayAttr.get(_aliases(main, len(taken)))
         main.operation.erase()
         function.attributes["sym_name"] = ir.StringAttr.get("main")
+        # Collectives of newer versions of JAX name the mesh that they run over; else nothing does any more.
+        text = str(function)
         for mesh in [op for op in module.body.operations if op.operation.name == "sdy.mesh"]:
-            mesh.operation.erase()
+            if f"@{ir.StringAttr(mesh.operation.attributes['sym_name']).value}" not in text:
+                mesh.operation.erase()
     return module
 
 
