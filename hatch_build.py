@@ -12,8 +12,10 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-HEADERS = "jaxlib==0.10.0"
-"""Has the headers of XLA's FFI: the oldest that xlaserve runs with, as a library runs with what it was built with and what is newer."""
+HEADERS = "jaxlib==0.10.0; python_version < '3.15'"
+"""Has the headers of XLA's FFI: the oldest that xlaserve runs with, as a library runs with what it was built with and what is newer.
+Where there is no such jaxlib, there are no kernels.
+"""
 
 
 class KernelsHook(BuildHookInterface[Any]):

@@ -98,7 +98,7 @@ def build(library: Path = LIBRARY, sources: Path = SOURCES, environ: Mapping[str
     """
     if (why := unsupported()) is not None:
         raise BuildError(why)
-    include, version = _ffi_headers()
+    include, version = ffi_headers()
     digest = source_digest(sources)
     # A library runs where the FFI is at least as new as the headers that it was built with.
     if (found := stamp(library)) is not None and found[0] == digest and found[1] <= version:
@@ -127,8 +127,12 @@ def build(library: Path = LIBRARY, sources: Path = SOURCES, environ: Mapping[str
     return True
 
 
-def _ffi_headers() -> tuple[Path, tuple[int, int]]:
-    """Folder of the FFI's headers, and their version."""
+def ffi_headers() -> tuple[Path, tuple[int, int]]:
+    """Folder of the headers of XLA's FFI as the installed jaxlib has them, and their version.
+
+    Raises:
+        BuildError: there are none.
+    """
     found = find_spec("jaxlib")
     if found is None or not found.submodule_search_locations:
         raise BuildError("jaxlib, which has the headers of XLA's FFI, is not installed")

@@ -9,8 +9,12 @@ import ctypes
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from xlaserve.kernels.build import COMMAND, LIBRARY, source_digest, stamp, unsupported
+from xlaserve.kernels.build import COMMAND, LIBRARY, BuildError, ffi_headers, source_digest, stamp, unsupported
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ABI = 1
 """What this side expects of the library: names, operands, attributes and meaning of the calls."""
@@ -36,6 +40,14 @@ class Library:
         """What graphs that call it depend on."""
         return f"cpu-{ABI}"
 
+    def read(self, data: np.ndarray[Any, Any]) -> float:
+        """Read every byte of a contiguous array once, with all the threads that kernels compute with.
+
+        Returns:
+            The seconds that it took.
+        """
+        return self.functions.xlaserve_read(data.ctypes.data, data.nbytes)
+
 
 def library() -> Library | None:
     """The library, ready to be called from graphs; None where there is none, and `absence` says why."""
@@ -60,8 +72,15 @@ def open_library(path: Path = LIBRARY) -> Library | str:
     if found is None or found[0] != source_digest():
         return f"{path.name} is not built from the sources beside it; `{COMMAND}` builds it anew"
     try:
+        here = ffi_headers()[1]
+    except BuildError as error:
+        return str(error)
+    if found[1] > here:  # a client that is given such functions does not start
+        return f"{path.name} is built with a newer JAX than this one; `{COMMAND}` builds it with this one"
+    try:
         functions = ctypes.CDLL(str(path))
         functions.xlaserve_instruction_set.restype = ctypes.c_char_p
+        functions.xlaserve_read.restype, functions.xlaserve_read.argtypes = ctypes.c_double, (ctypes.c_void_p, ctypes.c_size_t)
         abi, instruction_set = functions.xlaserve_abi(), functions.xlaserve_instruction_set().decode()
     except (OSError, AttributeError) as error:
         return f"{path.name} does not load ({error}); `{COMMAND}` builds it for this machine once it is removed"
@@ -79,9 +98,6 @@ def _registered(path: Path) -> Library | str:
         return found
     import jax.ffi
 
-    try:
-        for name in TARGETS:
-            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(found.functions, name)), platform="cpu", api_version=1)
-    except (RuntimeError, AttributeError) as error:
-        return f"JAX does not take {path.name} ({str(error).splitlines()[0]}); `{COMMAND}` builds it for this JAX"
+    for name in TARGETS:
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(found.functions, name)), platform="cpu", api_version=1)
     return found
