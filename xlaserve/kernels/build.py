@@ -34,7 +34,7 @@ INSTRUCTION_SETS: Mapping[str, tuple[str, ...]] = {
 }
 """What a file may use besides what every x86-64 has. Which of them runs is decided when the library is loaded."""
 
-_STAMP = re.compile(rb"xlaserve kernels ([0-9a-f]{64}) ffi ([0-9]+)\.([0-9]+)\0")
+_STAMP = re.compile(rb"xlaserve kernels ([0-9a-f]{64}) ffi ([0-9]+)\.([0-9]+)")
 _FFI_VERSION = re.compile(r"#define XLA_FFI_API_(?:MAJOR|MINOR) ([0-9]+)")
 
 
