@@ -7,7 +7,6 @@ import os
 import re
 from typing import Any
 
-from xlaserve.engine.config import KERNELS
 from xlaserve.engine.environment import with_environment
 from xlaserve.engine.kv_publisher import KVEventsConfig, parse_kv_events
 from xlaserve.errors import ConfigError
@@ -126,7 +125,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     neuron = "options of the Neuron platform, as docs/platforms.md lists them"
     group.add_argument("--override-neuron-config", dest="neuron", type=neuron_options, metavar="JSON", help=neuron)
     kernels = "native kernels for the platform cpu: where they are there (auto, the default), not, or as a condition (native)"
-    group.add_argument("--kernels", choices=KERNELS, default="auto", help=kernels)
+    group.add_argument("--kernels", choices=("auto", "none", "native"), default="auto", help=kernels)
     group.add_argument("--compile-cache", metavar="DIR", help="where compiled graphs are kept")
     group.add_argument("--artifacts", metavar="DIR", help="load graphs, and sizes not given here, from what `compile -o DIR` made")
     group.add_argument("--artifacts-only", action="store_true", help="fail, and say why, rather than compile a graph")
