@@ -14,7 +14,7 @@ With `tensor_parallel_size` devices each of them runs these functions with its p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec
 
 from xlaserve.buckets.ladder import BLANK, COPIES, COPY, SEAT, Bucket, ContextBucket, GenerateBucket, UpkeepBucket
 from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, mask_width, row_width, table_at
-from xlaserve.models.config import ModelConfig
+from xlaserve.models.config import ModelConfig, Quantization
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
 from xlaserve.paged.attention import PagedKV, StepShape, copy_blocks
 from xlaserve.platforms.mesh import AXIS, on_each_device, part, sharding, spread
@@ -60,7 +60,7 @@ class GraphSpec:
 
     Args:
         model: the model.
-        dtype: of weights and KV, as a NumPy name.
+        dtype: of weights that are not quantized, of activations and of KV, as a NumPy name.
         num_blocks: KV blocks, the null block included.
         block_size: tokens per block.
         max_num_seqs: sequence slots.
@@ -68,6 +68,7 @@ class GraphSpec:
         branches: whether graphs may hold conditionals.
         top_k: how the largest numbers of a row are found.
         tensor_parallel_size: devices that the model is split over.
+        quantization: how weights of products and embeddings are kept; None for `dtype`.
     """
 
     model: ModelConfig
@@ -79,11 +80,12 @@ class GraphSpec:
     branches: bool
     top_k: TopKKind
     tensor_parallel_size: int = 1
+    quantization: Quantization | None = None
 
     @property
     def share(self) -> ModelConfig:
         """The model as one device has it."""
-        return self.model.shard(self.tensor_parallel_size)
+        return replace(self.model.shard(self.tensor_parallel_size), quantization=self.quantization)
 
     def whole(self, tree: Any) -> Any:
         """Descriptions of arrays that every device has whole."""

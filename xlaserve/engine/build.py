@@ -68,9 +68,10 @@ class Plan:
         """The plan for a person: model, platform, memory in tokens, graphs."""
         limits, model = self.limits, self.model
         full = limits.kv_tokens / limits.max_model_len
+        kept = limits.dtype if limits.quantization is None else f"{limits.quantization} weights, {limits.dtype}"
         return "\n".join(
             (
-                f"model     {self.name} ({model.family}, {model.num_layers} layers, {self.weight_bytes / 2**20:,.0f} MiB, {limits.dtype})",
+                f"model     {self.name} ({model.family}, {model.num_layers} layers, {self.weight_bytes / 2**20:,.0f} MiB, {kept})",
                 f"platform  {self.platform.name} ({self._devices()})",
                 f"memory    {limits.memory.describe()}",
                 (
@@ -110,6 +111,7 @@ class Plan:
             platform=self.platform.name,
             device=self.platform.devices()[0].device_kind,
             dtype=self.limits.dtype,
+            quantization=self.limits.quantization,
         )
 
 
@@ -136,6 +138,7 @@ def make_plan(config: EngineConfig, platform: Platform | None = None) -> Plan:
     config = adopt_sizes(config)
     platform = platform or select_platform(config.device, config.memory_utilization, config.tensor_parallel_size or 1)
     platform = platform.configured(config.neuron)
+    platform.check_quantization(config.quantization)
     checkpoint = open_checkpoint(config.model)
     model = model_config(checkpoint.config)
     limits, ladder, spec, weight_bytes = plan_graphs(config, model, platform)
@@ -150,7 +153,7 @@ def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) ->
         ConfigError: the sizes do not fit the model, the platform or the memory.
     """
     dtype = settle_dtype(config, platform)
-    share = model.shard(settle_shards(config, model, platform))
+    share = replace(model.shard(settle_shards(config, model, platform)), quantization=config.quantization)
     weight_bytes = sum(prod(part_shape(p)) * p.dtype.itemsize for p in parameter_shapes(share, dtype).values())
     limits = settle(config, model, platform, weight_bytes)
     ladder = make_ladder(
@@ -172,6 +175,7 @@ def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) ->
         branches=platform.branches,
         top_k=platform.top_k,
         tensor_parallel_size=limits.tensor_parallel_size,
+        quantization=limits.quantization,
     )
     return limits, ladder, spec, weight_bytes
 

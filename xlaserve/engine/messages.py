@@ -168,7 +168,8 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
         scores_prompts: whether its graphs can give log probabilities of prompts.
         platform: the platform that it runs on.
         device: the kind of its device.
-        dtype: of its weights and KV.
+        dtype: of its weights, activations and KV.
+        quantization: how its weights are kept instead; None for `dtype`.
     """
 
     model_name: str
@@ -185,6 +186,7 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
     platform: str = ""
     device: str = ""
     dtype: str = ""
+    quantization: str | None = None
 
 
 class Progress(msgspec.Struct, array_like=True, frozen=True, tag=0):

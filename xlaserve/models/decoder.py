@@ -49,7 +49,7 @@ class Backbone(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.embed_tokens = Embedding(c.vocab_rows, c.hidden_size, self.dtype, c.shards)
+        self.embed_tokens = Embedding(c.vocab_rows, c.hidden_size, self.dtype, c.shards, c.quantization)
         self.blocks = [DecoderLayer(c, i, self.dtype, name=f"layers.{i}") for i in range(c.num_layers)]
         self.norm = RMSNorm(c.norm_eps, c.unit_offset_norm, self.dtype)
 
@@ -86,7 +86,8 @@ class CausalLM(nn.Module):
     def setup(self) -> None:
         self.model = Backbone(self.config, self.dtype)
         if not self.config.tie_embeddings:
-            self.lm_head = Linear(self.config.vocab_rows, False, self.dtype, self.config.shards)
+            c = self.config
+            self.lm_head = Linear(c.vocab_rows, False, self.dtype, c.shards, quantization=c.quantization)
 
     def __call__(self, tokens: Array, positions: Array, attend: Attend, rows: Array | None = None) -> Array:
         x = self.hidden(tokens, positions, attend)

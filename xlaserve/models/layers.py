@@ -21,7 +21,8 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from xlaserve.models.config import Activation, ModelConfig, Rope
+from xlaserve.models.config import Activation, ModelConfig, Quantization, Rope
+from xlaserve.models.quantization import dequantize, project
 from xlaserve.platforms.mesh import AXIS, total
 
 FUSED: dict[str, tuple[str, ...]] = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -30,6 +31,10 @@ FUSED: dict[str, tuple[str, ...]] = {"qkv_proj": ("q_proj", "k_proj", "v_proj"),
 
 FIRST_ROW = "first_row"
 """The one parameter that no checkpoint has: which row of the vocabulary a device's part of the embedding table begins with."""
+
+
+SCALE = "weight_scale"
+"""What a quantized weight has beside it, which no checkpoint has either: the scale of each of its rows."""
 
 
 class Rows(NamedTuple):
@@ -95,14 +100,19 @@ class Linear(nn.Module):
     dtype: Any
     shards: int = 1
     sums: bool = False
+    quantization: Quantization | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         names = (None, AXIS) if self.sums else (AXIS, None)
-        weight = self.param("weight", split(self.shards, *names), (self.features, x.shape[-1]), self.dtype)
-        y = jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
-        if self.sums:
-            y = total(y, self.shards)
+        shape = (self.features, x.shape[-1])
+        scale = None
+        if self.quantization is None:
+            weight = self.param("weight", split(self.shards, *names), shape, self.dtype)
+        else:
+            weight = self.param("weight", split(self.shards, *names), shape, jnp.int8)
+            scale = self.param(SCALE, split(self.shards, names[0]), shape[:1], jnp.float32)
+        y = project(x, weight, scale, self.shards if self.sums else 1)
         if self.use_bias:
             y = y + self.param("bias", split(self.shards, names[0]), (self.features,), self.dtype)
         return y
@@ -136,22 +146,29 @@ class Embedding(nn.Module):
     hidden_size: int
     dtype: Any
     shards: int = 1
+    quantization: Quantization | None = None
 
     def setup(self) -> None:
-        self.weight = self.param("weight", split(self.shards, AXIS, None), (self.rows, self.hidden_size), self.dtype)
+        kept = self.dtype if self.quantization is None else jnp.int8
+        self.weight = self.param("weight", split(self.shards, AXIS, None), (self.rows, self.hidden_size), kept)
+        self.scale = None if self.quantization is None else self.param(SCALE, split(self.shards, AXIS), (self.rows,), jnp.float32)
         if self.shards > 1:
             self.first_row = self.param(FIRST_ROW, split(self.shards, AXIS), (1,), jnp.int32)
 
     def __call__(self, tokens: Array) -> Array:
         if self.shards == 1:
-            return self.weight.at[tokens].get(mode="promise_in_bounds")
+            return self._row(tokens)
         row = tokens - self.first_row
-        found = self.weight.at[jnp.clip(row, 0, self.rows - 1)].get(mode="promise_in_bounds")
+        found = self._row(jnp.clip(row, 0, self.rows - 1))
         return total(jnp.where(((row >= 0) & (row < self.rows))[..., None], found, 0), self.shards)
 
     def logits(self, x: Array) -> Array:
         """`x` `[..., hidden]` -> `[..., rows]`."""
-        return jax.lax.dot_general(x, self.weight, (((x.ndim - 1,), (1,)), ((), ())))
+        return project(x, self.weight, self.scale)
+
+    def _row(self, at: Array) -> Array:
+        found = self.weight.at[at].get(mode="promise_in_bounds")
+        return found if self.scale is None else dequantize(found, self.scale.at[at].get(mode="promise_in_bounds"), self.dtype)
 
 
 class GatedMLP(nn.Module):
@@ -164,9 +181,9 @@ class GatedMLP(nn.Module):
     def __call__(self, x: Array) -> Array:
         c = self.config
         width = c.intermediate_size
-        gate_up = Linear(2 * width, c.mlp_bias, self.dtype, c.shards, name="gate_up_proj")(x)
+        gate_up = Linear(2 * width, c.mlp_bias, self.dtype, c.shards, quantization=c.quantization, name="gate_up_proj")(x)
         gated = activate(gate_up[..., :width], c.activation) * gate_up[..., width:]
-        return Linear(c.hidden_size, c.mlp_bias, self.dtype, c.shards, sums=True, name="down_proj")(gated)
+        return Linear(c.hidden_size, c.mlp_bias, self.dtype, c.shards, sums=True, quantization=c.quantization, name="down_proj")(gated)
 
 
 class Attention(nn.Module):
@@ -181,7 +198,8 @@ class Attention(nn.Module):
         c = self.config
         own = c.layers[self.layer]
         rows, length = x.shape[:2]
-        qkv = Linear((c.num_heads + 2 * c.num_kv_heads) * c.head_dim, c.qkv_bias, self.dtype, c.shards, name="qkv_proj")(x)
+        width = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+        qkv = Linear(width, c.qkv_bias, self.dtype, c.shards, quantization=c.quantization, name="qkv_proj")(x)
         qkv = qkv.reshape(rows, length, c.num_heads + 2 * c.num_kv_heads, c.head_dim)
         q, k, v = jnp.split(qkv, (c.num_heads, c.num_heads + c.num_kv_heads), axis=2)
         if c.qk_norm:
@@ -192,7 +210,7 @@ class Attention(nn.Module):
             self.layer, rotate(q, cos, sin), rotate(k, cos, sin), v, scale=c.query_scale, window=own.window, softcap=c.attention_softcap
         )
         out = out.reshape(rows, length, c.num_heads * c.head_dim)
-        return Linear(c.hidden_size, c.output_bias, self.dtype, c.shards, sums=True, name="o_proj")(out)
+        return Linear(c.hidden_size, c.output_bias, self.dtype, c.shards, sums=True, quantization=c.quantization, name="o_proj")(out)
 
 
 def activate(x: Array, activation: Activation) -> Array:

@@ -45,6 +45,7 @@ class Platform:
         branches: whether a graph may hold conditionals.
         top_k: "sort" takes XLA's own top-k, "neuron" the AwsNeuronTopK custom call.
         install: what to do where the platform is asked for and absent.
+        quantizations: how weights can be quantized.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Platform:
     branches: bool
     top_k: TopKKind
     install: str
+    quantizations: tuple[str, ...] = ()
 
     def configured(self, neuron: NeuronOptions | None) -> Platform:
         """The platform as the user wants it.
@@ -74,6 +76,20 @@ class Platform:
                 "leave out --override-neuron-config, or use --device neuron."
             )
         return self
+
+    def check_quantization(self, quantization: str | None) -> None:
+        """Refuse what its graphs cannot compute with.
+
+        Raises:
+            ConfigError: the platform does not have it; the message says what to do.
+        """
+        if quantization is None or quantization in self.quantizations:
+            return
+        has = f"has {' and '.join(self.quantizations)}" if self.quantizations else "has none"
+        raise ConfigError(
+            f"quantization {quantization!r} is not for the platform {self.name}, which {has} so far: "
+            "leave out --quantization, or use --device cpu, which has int8."
+        )
 
     def devices(self) -> list[Device]:
         """The platform's devices.
