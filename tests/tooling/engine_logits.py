@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from xlaserve.models.checkpoint import open_checkpoint
+from xlaserve.models.config import Quantization
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
 from xlaserve.models.layers import checkpoint_rows
 from xlaserve.models.registry import model_config
@@ -34,12 +36,20 @@ class LogitsEngine:
         attention: which implementation reads the cache.
         max_len: longest prompt in tokens.
         shards: CPU devices to split the model over.
+        quantization: how weights are kept; None for float32.
     """
 
-    def __init__(self, path: Path | str, attention: str = "tiled", max_len: int = 2048, shards: int = 1) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        attention: str = "tiled",
+        max_len: int = 2048,
+        shards: int = 1,
+        quantization: Quantization | None = None,
+    ) -> None:
         checkpoint = open_checkpoint(path)
         whole = model_config(checkpoint.config)
-        self.config = whole.shard(shards)
+        self.config = replace(whole.shard(shards), quantization=quantization)
         self._shapes = parameter_shapes(self.config, jnp.dtype("float32"))
         self._names = tuple(self._shapes)
         self._params = load_weights(checkpoint, self._shapes, jax.devices("cpu")[:shards], rows=checkpoint_rows(whole, shards))

@@ -20,6 +20,7 @@ ENGINE_FIELDS = (
     "served_model_name",
     "device",
     "dtype",
+    "quantization",
     "max_model_len",
     "max_num_seqs",
     "max_num_batched_tokens",
@@ -108,6 +109,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     device = "the platform to run on: cpu, cuda, neuron or an installed package's (default: XLASERVE_PLATFORM, else the best one found)"
     group.add_argument("--device", metavar="NAME", help=device)
     group.add_argument("--dtype", default="auto", metavar="DTYPE", help="of weights and activations, such as bfloat16 (default: auto)")
+    quantized = "keep weights in 8 bits and compute with integers (cpu): less memory, faster, nearly the same answers (default: off)"
+    group.add_argument("--quantization", choices=("int8",), help=quantized)
     longest_help = "longest prompt and output together, in tokens; 8k, 8K; auto, the default, is what the model and the memory allow"
     group.add_argument("--max-model-len", type=longest, metavar="N", help=longest_help)
     group.add_argument("--max-num-seqs", type=whole, metavar="N", help="most sequences that are generated at the same time")

@@ -68,11 +68,12 @@ class Plan:
         """The plan for a person: model, platform, memory in tokens, graphs."""
         limits, model, platform = self.limits, self.model, self.platform
         full = limits.kv_tokens / limits.max_model_len
+        kept = limits.dtype if limits.quantization is None else f"{limits.quantization} weights, {limits.dtype}"
         separator = ": " if platform.kernels == "none" else ", "
         kernels = [f"kernels   {platform.kernels}{separator}{platform.kernels_note}"] if platform.kernels_note else []
         return "\n".join(
             (
-                f"model     {self.name} ({model.family}, {model.num_layers} layers, {self.weight_bytes / 2**20:,.0f} MiB, {limits.dtype})",
+                f"model     {self.name} ({model.family}, {model.num_layers} layers, {self.weight_bytes / 2**20:,.0f} MiB, {kept})",
                 f"platform  {platform.name} ({self._devices()})",
                 *kernels,
                 f"memory    {limits.memory.describe()}",
@@ -114,6 +115,7 @@ class Plan:
             device=self.platform.devices()[0].device_kind,
             dtype=self.limits.dtype,
             kernels=self.platform.kernels,
+            quantization=self.limits.quantization,
         )
 
 
@@ -140,6 +142,7 @@ def make_plan(config: EngineConfig, platform: Platform | None = None) -> Plan:
     config = adopt_sizes(config)
     platform = platform or select_platform(config.device, config.memory_utilization, config.tensor_parallel_size or 1)
     platform = platform.configured(config.neuron).with_kernels(config.kernels)
+    platform.check_quantization(config.quantization)
     checkpoint = open_checkpoint(config.model)
     model = model_config(checkpoint.config)
     limits, ladder, spec, weight_bytes = plan_graphs(config, model, platform)
@@ -154,7 +157,7 @@ def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) ->
         ConfigError: the sizes do not fit the model, the platform or the memory.
     """
     dtype = settle_dtype(config, platform)
-    share = model.shard(settle_shards(config, model, platform))
+    share = replace(model.shard(settle_shards(config, model, platform)), quantization=config.quantization)
     weight_bytes = sum(prod(part_shape(p)) * p.dtype.itemsize for p in parameter_shapes(share, dtype).values())
     limits = settle(config, model, platform, weight_bytes)
     ladder = make_ladder(
@@ -177,6 +180,7 @@ def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) ->
         top_k=platform.top_k,
         tensor_parallel_size=limits.tensor_parallel_size,
         kernels=platform.kernels,
+        quantization=limits.quantization,
     )
     return limits, ladder, spec, weight_bytes
 

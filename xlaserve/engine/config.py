@@ -15,12 +15,13 @@ from xlaserve.engine.kv_publisher import KVEventsConfig
 from xlaserve.engine.memory_plan import SMALLER, MemoryPlan, mebibytes
 from xlaserve.engine.seating import slot_bytes
 from xlaserve.errors import ConfigError
-from xlaserve.models.config import ModelConfig
+from xlaserve.models.config import ModelConfig, Quantization
 from xlaserve.platforms.neuron_options import NeuronOptions
 from xlaserve.platforms.platform import KernelsChoice, Platform
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 KERNELS = ("auto", "none", "native")
+QUANTIZATIONS: tuple[Quantization, ...] = ("int8",)
 SCHEDULING_POLICIES = ("fcfs", "priority")
 _OPTIONAL = (
     "max_model_len",
@@ -54,7 +55,8 @@ class EngineConfig:
         model: a directory, a .gguf file or a hub id; None is the demo model.
         served_model_name: the name that requests use.
         device: "cpu", "cuda", "neuron" or another known platform; None takes an accelerator where there is one.
-        dtype: of weights and KV: "auto", "float32", "bfloat16" or "float16".
+        dtype: of weights, activations and KV: "auto", "float32", "bfloat16" or "float16".
+        quantization: "int8" keeps the weights of products and embeddings in 8 bits; None in `dtype`, or as the artifacts have them.
         max_model_len: longest sequence in tokens, prompt and output together.
         max_num_seqs: most sequences computed at once.
         max_num_batched_tokens: most tokens computed in one iteration.
@@ -90,6 +92,7 @@ class EngineConfig:
     served_model_name: str | None = None
     device: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Quantization | None = None
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -118,6 +121,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
+        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
+            raise ConfigError(f"quantization must be {' or '.join(QUANTIZATIONS)}, or left out, got {self.quantization!r}.")
         for name, low in _LOWEST.items():
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
@@ -157,6 +162,7 @@ class Limits:
     num_blocks: int
     memory: MemoryPlan
     tensor_parallel_size: int = 1
+    quantization: Quantization | None = None
 
     @property
     def kv_tokens(self) -> int:
@@ -200,6 +206,8 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
     itemsize = _ITEMSIZE[dtype]
     block_bytes = share.kv_bytes_per_token(itemsize) * block_size
     widened = 4 if platform.widens(dtype) else 0
+    # Quantized weights are multiplied as they are.
+    widened_weights = 0 if config.quantization else weight_bytes // itemsize * widened
     sizes = LadderSizes(
         max_model_len=wanted_len,
         max_num_seqs=max_num_seqs,
@@ -225,7 +233,7 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
         shapes = replace(sizes, max_model_len=length)
         buckets = (*shapes.context(), *shapes.generate())
         tiled = platform.attention == "tiled"
-        workspace = workspace_bytes(share, itemsize, block_size, tiled, buckets) + weight_bytes // itemsize * widened
+        workspace = workspace_bytes(share, itemsize, block_size, tiled, buckets) + widened_weights
         return replace(plan, workspace=workspace)
 
     def room(length: int) -> int:
@@ -255,6 +263,7 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
         num_blocks=num_blocks,
         memory=plan,
         tensor_parallel_size=shards,
+        quantization=config.quantization,
     )
 
 

@@ -168,8 +168,9 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
         scores_prompts: whether its graphs can give log probabilities of prompts.
         platform: the platform that it runs on.
         device: the kind of its device.
-        dtype: of its weights and KV.
         kernels: the native kernels that its graphs may call: "none", or their library's version.
+        dtype: of its weights, activations and KV.
+        quantization: how its weights are kept instead; None for `dtype`.
     """
 
     model_name: str
@@ -187,6 +188,7 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
     device: str = ""
     dtype: str = ""
     kernels: str = "none"
+    quantization: str | None = None
 
 
 class Progress(msgspec.Struct, array_like=True, frozen=True, tag=0):

@@ -24,7 +24,7 @@ COMMAND = "python -m xlaserve.kernels.build"
 SOURCES = Path(__file__).parent / "cpu"
 LIBRARY = Path(__file__).parent / "_cpu.so"
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++20", "-O3", "-fPIC", "-pthread")
+FLAGS = ("-std=c++20", "-O3", "-fPIC", "-pthread", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing", "-ffp-contract=fast")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 INSTRUCTION_SETS: Mapping[str, tuple[str, ...]] = {

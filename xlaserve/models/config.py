@@ -12,6 +12,7 @@ from typing import Any, Literal
 from xlaserve.errors import CheckpointError, UnsupportedModelError
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
+Quantization = Literal["int8"]
 
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -75,6 +76,7 @@ class ModelConfig:
         query_scale: factor on attention scores.
         attention_softcap, logit_softcap: x -> cap * tanh(x / cap) on scores and on logits (Gemma 2).
         shards: devices that the model is split over; where there are several, heads and MLP width are what one of them has.
+        quantization: how weights of products and embeddings are kept; None for the model's dtype.
     """
 
     family: str
@@ -100,6 +102,7 @@ class ModelConfig:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     shards: int = 1
+    quantization: Quantization | None = None
 
     @property
     def num_layers(self) -> int:

@@ -127,4 +127,5 @@ CPU = CPUPlatform(
     top_k="sort",
     install="JAX's CPU client comes with jaxlib: reinstall with `pip install --force-reinstall jaxlib`.",
     kernels_note="turned off",
+    quantizations=("int8",),
 )

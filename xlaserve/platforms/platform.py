@@ -50,6 +50,7 @@ class Platform:
         kernels: the native kernels that graphs may call, as `with_kernels` settles it: "none", or their library's version.
         kernels_note: what a person should know of that: their instruction set, or why there are none; empty where the platform has no such
             kernels at all.
+        quantizations: how weights can be quantized.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Platform:
     install: str
     kernels: str = "none"
     kernels_note: str = ""
+    quantizations: tuple[str, ...] = ()
 
     def configured(self, neuron: NeuronOptions | None) -> Platform:
         """The platform as the user wants it.
@@ -91,6 +93,20 @@ class Platform:
         if kernels == "native":
             raise ConfigError(f"kernels: native kernels are for the platform cpu, and this one is {self.name}: leave out --kernels native.")
         return self
+
+    def check_quantization(self, quantization: str | None) -> None:
+        """Refuse what its graphs cannot compute with.
+
+        Raises:
+            ConfigError: the platform does not have it; the message says what to do.
+        """
+        if quantization is None or quantization in self.quantizations:
+            return
+        has = f"has {' and '.join(self.quantizations)}" if self.quantizations else "has none"
+        raise ConfigError(
+            f"quantization {quantization!r} is not for the platform {self.name}, which {has} so far: "
+            "leave out --quantization, or use --device cpu, which has int8."
+        )
 
     def devices(self) -> list[Device]:
         """The platform's devices.
