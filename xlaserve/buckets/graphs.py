@@ -68,6 +68,7 @@ class GraphSpec:
         branches: whether graphs may hold conditionals.
         top_k: how the largest numbers of a row are found.
         tensor_parallel_size: devices that the model is split over.
+        kernels: native kernels that graphs may call: "none", or their library's version.
     """
 
     model: ModelConfig
@@ -79,6 +80,7 @@ class GraphSpec:
     branches: bool
     top_k: TopKKind
     tensor_parallel_size: int = 1
+    kernels: str = "none"
 
     @property
     def share(self) -> ModelConfig:

@@ -120,6 +120,7 @@ def examine(compile_cache: str | None = None) -> dict[str, Any]:
         "plugins": plugins,
         "jax": jax,
         "platforms": _platforms(jax),
+        "kernels": _kernels(),
         "neuron": examine_neuron() if neuron else None,
         "hardware": {"nvidia": _nvidia(), "neuron": _neuron()},
         "compile_cache": _folder(Path(compile_cache) if compile_cache else default_root()),
@@ -136,6 +137,16 @@ def _platforms(jax: dict[str, Any]) -> dict[str, dict[str, Any]]:
     # JAX calls devices of its CUDA backend "gpu".
     there = {name for device in jax.get("devices", []) for name in (device["platform"], "cuda" if device["platform"] == "gpu" else None)}
     return {name: {"available": known.jax_name in there, "install": known.install} for name, known in platforms().items()}
+
+
+def _kernels() -> dict[str, str | None]:
+    """The native kernels for CPU: their version and instruction set, or why there are none."""
+    from xlaserve.kernels.library import Library, open_library
+
+    found = open_library()
+    if isinstance(found, Library):
+        return {"version": found.version, "instruction_set": found.instruction_set, "absence": None}
+    return {"version": None, "instruction_set": None, "absence": found}
 
 
 def _problems(packages: dict[str, str | None], jax: dict[str, Any]) -> list[str]:
@@ -255,7 +266,7 @@ def _folder(path: Path) -> dict[str, Any]:
 
 
 def _text(report: dict[str, Any]) -> str:
-    cpu, memory, jax = report["cpu"], report["memory_bytes"], report["jax"]
+    cpu, memory, jax, kernels = report["cpu"], report["memory_bytes"], report["jax"], report["kernels"]
     lines = [
         f"xlaserve {report['xlaserve']}, Python {report['python']} ({report['executable']})",
         f"system         {report['system']}",
@@ -265,6 +276,8 @@ def _text(report: dict[str, Any]) -> str:
         "packages       " + ", ".join(f"{name} {version or 'MISSING'}" for name, version in report["packages"].items()),
         "plugins        " + (", ".join(f"{name} {version}" for name, version in report["plugins"].items()) or "none: CPU only"),
         "platforms      " + ", ".join(f"{name}{'' if known['available'] else ' (absent)'}" for name, known in report["platforms"].items()),
+        "kernels        "
+        + (f"none: {kernels['absence']}" if kernels["absence"] else f"{kernels['version']}, {kernels['instruction_set']} (for cpu)"),
         f"backend        {jax.get('backend', 'unknown')}",
     ]
     for device in jax.get("devices", []):

@@ -60,6 +60,8 @@ def adopt_sizes(config: EngineConfig) -> EngineConfig:
         taken["dtype"] = sizes["dtype"]
     if config.device is None:
         taken["device"] = manifest.program.get("platform")
+    if config.kernels == "auto" and manifest.program.get("kernels") == "none":
+        taken["kernels"] = "none"
     try:
         return replace(config, **taken)
     except ConfigError as error:

@@ -66,12 +66,15 @@ class Plan:
 
     def describe(self) -> str:
         """The plan for a person: model, platform, memory in tokens, graphs."""
-        limits, model = self.limits, self.model
+        limits, model, platform = self.limits, self.model, self.platform
         full = limits.kv_tokens / limits.max_model_len
+        separator = ": " if platform.kernels == "none" else ", "
+        kernels = [f"kernels   {platform.kernels}{separator}{platform.kernels_note}"] if platform.kernels_note else []
         return "\n".join(
             (
                 f"model     {self.name} ({model.family}, {model.num_layers} layers, {self.weight_bytes / 2**20:,.0f} MiB, {limits.dtype})",
-                f"platform  {self.platform.name} ({self._devices()})",
+                f"platform  {platform.name} ({self._devices()})",
+                *kernels,
                 f"memory    {limits.memory.describe()}",
                 (
                     f"KV cache  {limits.kv_tokens:,} tokens in {limits.num_blocks - 1:,} blocks of {limits.block_size}: "
@@ -110,6 +113,7 @@ class Plan:
             platform=self.platform.name,
             device=self.platform.devices()[0].device_kind,
             dtype=self.limits.dtype,
+            kernels=self.platform.kernels,
         )
 
 
@@ -135,7 +139,7 @@ def make_plan(config: EngineConfig, platform: Platform | None = None) -> Plan:
     """
     config = adopt_sizes(config)
     platform = platform or select_platform(config.device, config.memory_utilization, config.tensor_parallel_size or 1)
-    platform = platform.configured(config.neuron)
+    platform = platform.configured(config.neuron).with_kernels(config.kernels)
     checkpoint = open_checkpoint(config.model)
     model = model_config(checkpoint.config)
     limits, ladder, spec, weight_bytes = plan_graphs(config, model, platform)
@@ -172,6 +176,7 @@ def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) ->
         branches=platform.branches,
         top_k=platform.top_k,
         tensor_parallel_size=limits.tensor_parallel_size,
+        kernels=platform.kernels,
     )
     return limits, ladder, spec, weight_bytes
 

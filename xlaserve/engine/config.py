@@ -17,9 +17,10 @@ from xlaserve.engine.seating import slot_bytes
 from xlaserve.errors import ConfigError
 from xlaserve.models.config import ModelConfig
 from xlaserve.platforms.neuron_options import NeuronOptions
-from xlaserve.platforms.platform import Platform
+from xlaserve.platforms.platform import KernelsChoice, Platform
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KERNELS = ("auto", "none", "native")
 SCHEDULING_POLICIES = ("fcfs", "priority")
 _OPTIONAL = (
     "max_model_len",
@@ -65,6 +66,8 @@ class EngineConfig:
         generate_buckets: lengths of context in tokens that there are to be generate graphs for, multiples of the block size; the longest
             must hold the longest sequence.
         neuron: what the user sets of the Neuron platform; others refuse it.
+        kernels: whether graphs for CPU call native kernels: "auto" where there are some, "none", or "native", which is an error where there
+            are none.
         compile_cache: directory that compiled graphs are kept in.
         artifacts: directory that `xlaserve compile -o` made; graphs are loaded from there, and sizes left open are taken from it.
         artifacts_only: fail rather than compile a graph.
@@ -97,6 +100,7 @@ class EngineConfig:
     context_buckets: tuple[int, ...] | None = None
     generate_buckets: tuple[int, ...] | None = None
     neuron: NeuronOptions | None = None
+    kernels: KernelsChoice = "auto"
     compile_cache: str | None = None
     artifacts: str | None = None
     artifacts_only: bool = False
@@ -124,6 +128,8 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be at least {low}, got {value}.")
         if self.scheduling_policy not in SCHEDULING_POLICIES:
             raise ConfigError(f"scheduling_policy must be fcfs or priority, got {self.scheduling_policy!r}.")
+        if self.kernels not in KERNELS:
+            raise ConfigError(f"kernels must be one of {', '.join(KERNELS)}, got {self.kernels!r}.")
         for name in _SWITCHES:
             if not isinstance(value := getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, got {value!r}.")

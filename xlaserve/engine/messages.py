@@ -169,6 +169,7 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
         platform: the platform that it runs on.
         device: the kind of its device.
         dtype: of its weights and KV.
+        kernels: the native kernels that its graphs may call: "none", or their library's version.
     """
 
     model_name: str
@@ -185,6 +186,7 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
     platform: str = ""
     device: str = ""
     dtype: str = ""
+    kernels: str = "none"
 
 
 class Progress(msgspec.Struct, array_like=True, frozen=True, tag=0):

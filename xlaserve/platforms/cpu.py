@@ -7,9 +7,12 @@ import hashlib
 import os
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
-from xlaserve.platforms.platform import Platform
+from xlaserve.errors import ConfigError
+from xlaserve.kernels.library import absence, library
+from xlaserve.platforms.platform import KernelsChoice, Platform
 
 _GIB = 1 << 30
 _GROUPS = Path("/sys/fs/cgroup")
@@ -20,6 +23,17 @@ class CPUPlatform(Platform):
     """CPU through JAX's built-in client; memory comes from the machine or its container, not from the device."""
 
     __slots__ = ()
+
+    def with_kernels(self, kernels: KernelsChoice) -> Platform:
+        """The platform with the kernels of `xlaserve.kernels`."""
+        if kernels == "none":
+            return self
+        found = library()
+        if found is not None:
+            return replace(self, kernels=found.version, kernels_note=found.instruction_set)
+        if kernels == "native":
+            raise ConfigError(f"kernels: there are no native kernels here: {absence()}. Or use --kernels auto, which does without.")
+        return replace(self, kernels_note=absence() or "")
 
     def reserve(self, utilization: float | None, devices: int) -> None:
         """Have as many devices as are wanted: the client makes one, unless it is told before it starts. All compute on the same cores, so
@@ -112,4 +126,5 @@ CPU = CPUPlatform(
     branches=True,
     top_k="sort",
     install="JAX's CPU client comes with jaxlib: reinstall with `pip install --force-reinstall jaxlib`.",
+    kernels_note="turned off",
 )

@@ -23,6 +23,8 @@ Device = Any
 
 TopKKind = Literal["sort", "neuron"]
 
+KernelsChoice = Literal["auto", "none", "native"]
+
 Family = Literal["context", "generate", "upkeep"]
 """Graphs of one kind: context encoding, token generation, and what tends the state between steps."""
 
@@ -45,6 +47,9 @@ class Platform:
         branches: whether a graph may hold conditionals.
         top_k: "sort" takes XLA's own top-k, "neuron" the AwsNeuronTopK custom call.
         install: what to do where the platform is asked for and absent.
+        kernels: the native kernels that graphs may call, as `with_kernels` settles it: "none", or their library's version.
+        kernels_note: what a person should know of that: their instruction set, or why there are none; empty where the platform has no such
+            kernels at all.
     """
 
     name: str
@@ -57,6 +62,8 @@ class Platform:
     branches: bool
     top_k: TopKKind
     install: str
+    kernels: str = "none"
+    kernels_note: str = ""
 
     def configured(self, neuron: NeuronOptions | None) -> Platform:
         """The platform as the user wants it.
@@ -73,6 +80,16 @@ class Platform:
                 f"neuron: {given} is for the platform neuron, and this one is {self.name}: "
                 "leave out --override-neuron-config, or use --device neuron."
             )
+        return self
+
+    def with_kernels(self, kernels: KernelsChoice) -> Platform:
+        """The platform with its native kernels, if they are wanted and it has some.
+
+        Raises:
+            ConfigError: "native", and there are none.
+        """
+        if kernels == "native":
+            raise ConfigError(f"kernels: native kernels are for the platform cpu, and this one is {self.name}: leave out --kernels native.")
         return self
 
     def devices(self) -> list[Device]:
