@@ -4,13 +4,19 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <new>
 #include <vector>
 
+#include "attention_args.h"
+#include "bf16.h"
 #include "isa.h"
 #include "pool.h"
+#include "scratch.h"
 
 // Everything is in the instruction set's own namespace: the linker must never take a function that was compiled for another.
 namespace xlaserve {
@@ -31,8 +37,16 @@ void Linear(const LinearArgs& args, Pool& pool) {
   }
 }
 
+namespace attention {
+
+#include "simd.h"
+//
+#include "attention.h"
+
+}  // namespace attention
+
 }  // namespace XLASERVE_ISA
 
-const Kernels XLASERVE_ISA_KERNELS = {XLASERVE_ISA_NAME, XLASERVE_ISA::Linear};
+const Kernels XLASERVE_ISA_KERNELS = {XLASERVE_ISA_NAME, XLASERVE_ISA::Linear, XLASERVE_ISA::attention::Attend};
 
 }  // namespace xlaserve
