@@ -42,6 +42,14 @@ void Linear(const LinearArgs& args, Pool& pool) {
   }
 }
 
+namespace attention {
+
+#include "simd.h"
+//
+#include "attention.h"
+
+}  // namespace attention
+
 }  // namespace XLASERVE_ISA
 
 const Kernels XLASERVE_ISA_KERNELS = {XLASERVE_ISA_NAME, XLASERVE_ISA::Linear, XLASERVE_ISA::attention::Attend};
