@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.install import environment, interpreter
-from benchmarks.peers.models import model_path
+from benchmarks.peers.places import environment, interpreter, model_path
 from benchmarks.peers.workload import MAX_MODEL_LEN, MAX_REQUESTS
 
 ENGINES = "benchmarks.peers.engines"

@@ -1,4 +1,7 @@
-"""The other side of `runner`: an engine in a process group of its own, which stands still unless it is asked something."""
+"""The other side of `runner`: an engine in a process group of its own.
+
+It is stopped unless it is asked something, so that threads that spin take nothing from others.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.engine import Run
+from benchmarks.peers.machine import process_seconds
 
 LOAD_TIMEOUT = 900.0
 RUN_TIMEOUT = 600.0
@@ -31,17 +35,12 @@ class EngineProcess:
         variables: environment of the process, instead of this one's.
         directory: that it runs in.
         log: file for what it prints.
-        stop_between: whether the process is stopped while it is not asked anything, so that threads that spin take nothing from others.
 
     Raises:
         EngineFailed: it could not be loaded.
     """
 
-    def __init__(
-        self, command: Sequence[str], variables: Mapping[str, str], directory: Path, log: Path, *, stop_between: bool = True
-    ) -> None:
-        self._log = log
-        self._stop_between = stop_between
+    def __init__(self, command: Sequence[str], variables: Mapping[str, str], directory: Path, log: Path) -> None:
         with log.open("w", encoding="utf-8") as file:
             self._process = subprocess.Popen(
                 command,
@@ -55,13 +54,12 @@ class EngineProcess:
             )
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
-        self._stopped = False
         try:
             self.about = self._answer(LOAD_TIMEOUT)
         except BaseException:
             self.close()
             raise
-        self._stand_still()
+        self._signal(signal.SIGSTOP)
 
     def run(self, prompts: list[list[int]], output_len: int) -> Run:
         """Have it generate, as `Engine.run`, and wait for it.
@@ -75,25 +73,31 @@ class EngineProcess:
             self._process.stdin.write(json.dumps({"prompts": prompts, "output_len": output_len}) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
-            raise EngineFailed(f"it has died; see {self._log}") from error
+            raise EngineFailed("it has died") from error
         answer = self._answer(RUN_TIMEOUT)
-        self._stand_still()
+        self._signal(signal.SIGSTOP)
         return Run(**answer)
+
+    def cpu_seconds(self) -> float:
+        """CPU seconds that the engine has spent so far."""
+        return process_seconds(self._process.pid)
 
     def close(self) -> None:
         """End the process and all that it started."""
-        for stream in (self._process.stdin,):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
         self._signal(signal.SIGKILL)
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
 
-    def _stand_still(self) -> None:
-        if self._stop_between:
-            self._signal(signal.SIGSTOP)
+    @property
+    def pid(self) -> int:
+        """Of the process, and of its group."""
+        return self._process.pid
 
     def _signal(self, number: signal.Signals) -> None:
+        if self._process.returncode is not None:
+            return  # and the number may be another's by now
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 
@@ -108,9 +112,9 @@ class EngineProcess:
         try:
             line = self._lines.get(timeout=timeout)
         except queue.Empty:
-            raise EngineFailed(f"it gave no answer for {timeout:.0f} s; see {self._log}") from None
+            raise EngineFailed(f"it gave no answer for {timeout:.0f} s") from None
         if line is None:
-            raise EngineFailed(f"it has died; see {self._log}")
+            raise EngineFailed("it has died")
         answer: dict[str, Any] = json.loads(line)
         if "failed" in answer:
             raise EngineFailed(answer["failed"])

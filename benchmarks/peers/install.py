@@ -18,7 +18,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-DIRECTORY = Path("~/.cache/xlaserve/peers").expanduser()
+from benchmarks.peers.places import DIRECTORY, environment, interpreter
+
 TORCH = "2.13.0"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 VLLM = "0.32.0"
@@ -26,16 +27,6 @@ LLAMA_CPP_PYTHON = "0.3.36"
 TRANSFORMERS = "5.23.0"
 
 _LLAMA_OPTIONS = "-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DGGML_OPENMP=ON"
-
-
-def environment(directory: Path, peer: str) -> Path:
-    """Where a peer's virtual environment lies."""
-    return directory / peer
-
-
-def interpreter(directory: Path, peer: str) -> Path:
-    """The Python of a peer's virtual environment."""
-    return environment(directory, peer) / "bin" / "python"
 
 
 def _pip(directory: Path, peer: str, *arguments: str, variables: dict[str, str] | None = None) -> None:

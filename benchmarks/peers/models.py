@@ -20,7 +20,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, Ke
 from gguf.quants import dequantize, quantize
 from safetensors.numpy import save_file
 
-from benchmarks.peers.install import DIRECTORY
+from benchmarks.peers.places import DIRECTORY, model_path
 from xlaserve.models.checkpoint import Checkpoint, open_checkpoint
 from xlaserve.models.demo import demo_gguf
 
@@ -90,11 +90,6 @@ def write_gguf(source: Path, kind: str, path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def model_path(directory: Path, form: str) -> Path:
-    """Where a form lies: a dtype of `DTYPES`, or a type of `GGUF_TYPES`."""
-    return directory / "models" / (f"smollm2-{form}" if form in DTYPES else f"smollm2-{form}.gguf")
 
 
 def main() -> int:

@@ -38,9 +38,7 @@ class Measure:
         """The prompts of one repeat."""
         lengths = random.Random(self.name)
         tokens = random.Random(f"{self.name} {repeat}")
-        return [
-            [tokens.randrange(*_TOKEN_IDS) for _ in range(lengths.randint(self.shortest, self.longest))] for _ in range(self.requests)
-        ]
+        return [[tokens.randrange(*_TOKEN_IDS) for _ in range(lengths.randint(self.shortest, self.longest))] for _ in range(self.requests)]
 
     def value(self, seconds: float, first_seconds: float) -> float:
         """What one run comes to, in the measure's unit.
