@@ -38,12 +38,12 @@ _NAME = "peers"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, or read what was measured; print the report, and write it if asked."""
     args = _parser().parse_args(arguments)
-    if args.write and args.quick:
-        sys.exit("--quick measures too little to be written: leave out --write")
+    _refuse_quick(args.write and args.quick)
     results = json.loads(args.report.read_text()) if args.report else _measure(args)
     text = report(results)
     print(text)
     if args.write:
+        _refuse_quick(results["quick"])
         if not args.report:
             write_raw(_NAME, results)
         replace_section(RESULTS, _NAME, text)
@@ -52,6 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept.write_text(json.dumps(results))
         print(f"raw results: {kept}", file=sys.stderr)
     return 1 if any(record["failed"] for record in results["records"].values()) else 0
+
+
+def _refuse_quick(refused: bool) -> None:
+    if refused:
+        sys.exit("a --quick run measures too little to be written")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,6 +99,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         "commit": _commit(),
         "machine": describe(),
         "cpus": cpus,
+        "quick": args.quick,
         "commands": _commands(sys.argv[1:]),
         "records": {},
     }

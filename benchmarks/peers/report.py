@@ -15,7 +15,13 @@ _METHOD = """Every engine runs in a process of its own and is driven through its
 ends of sequence ignored, caches of prompts off. The processes take turns: in each repeat every engine does the same work on the same
 prompts, one right after the other, and whoever has no turn is stopped. Who begins changes with the repeat. Each runs unmeasured at every
 size before. Values are medians [least, most]; a ratio is made from runs of the same repeat, and 1.5 says that xlaserve is 1.5 times as
-fast. Decode is (tokens - 1) / (time - time to first token); throughput counts generated tokens, and the time of prompts with them."""
+fast.
+
+- decode: one request, 128 tokens in, 128 out: 127 / (time - time to first token).
+- TTFT: time until the first token of one request of so many tokens is in the caller's hands.
+- 8 and 32 requests: handed over at once, 32 to 256 tokens in, 64 out: generated tokens / time of all, prompts included. llama.cpp gets one
+  batch over all sequences in each step, the way of `llama-batched-bench`, since its Python API computes one request at a time and its
+  server would add HTTP; transformers gets one padded batch."""
 
 
 def report(results: Mapping[str, Any]) -> str:
@@ -27,12 +33,13 @@ def report(results: Mapping[str, Any]) -> str:
     records = {name: Record(**fields) for name, fields in results["records"].items()}
     machine = results["machine"]
     about = (
-        f"SmolLM2-135M, {len(results['cpus'])} threads, {results['when']}, commit {results['commit']}. {machine['processor']} "
+        f"SmolLM2-135M, threads: {len(results['cpus'])}, {results['when']}, commit {results['commit']}. {machine['processor']} "
         f"({', '.join(machine['features'])}), {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}, "
         f"Python {machine['python']}."
     )
     parts = [
         "## CPU: xlaserve beside its peers",
+        "**A quick run, to see that everything works: its figures say nothing.**" if results["quick"] else "",
         about,
         _METHOD,
         "Reproduce:\n\n```\n" + "\n".join(results["commands"]) + "\n```",
@@ -88,14 +95,18 @@ def _cell(value: object | None) -> str:
 
 
 def _engines(records: Mapping[str, Record]) -> str:
+    """Versions once for each kind of engine, settings for each contestant."""
     lines: list[str] = []
-    for name, record in records.items():
-        if record.about is not None:
-            versions = ", ".join(f"{package} {version}" for package, version in record.about["versions"].items())
-            notes = "".join(f"; {note}" for note in record.about["notes"])
-            lines.append(f"- {name}: {versions}; `{record.about['settings']}`; ready in {record.load_seconds:.1f} s{notes}")
-        if record.failed is not None:
-            lines.append(f"- {name}: **failed**, {record.failed}")
+    for kind in dict.fromkeys(record.kind for record in records.values()):
+        loaded = [record.about for record in records.values() if record.kind == kind and record.about is not None]
+        versions = dict.fromkeys(f"{package} {version}" for about in loaded for package, version in about["versions"].items())
+        notes = dict.fromkeys(note for about in loaded for note in about["notes"])
+        lines.append(f"- {kind}: {', '.join(versions) or 'not there'}" + "".join(f"; {note}" for note in notes))
+        for name, record in records.items():
+            if record.kind == kind and record.about is not None:
+                lines.append(f"  - {name}: `{record.about['settings']}`, ready in {record.load_seconds:.1f} s")
+            if record.kind == kind and record.failed is not None:
+                lines.append(f"  - {name}: **not run to the end**: {record.failed}")
     return "\n".join(lines)
 
 

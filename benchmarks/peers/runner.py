@@ -10,9 +10,11 @@ stdin. What libraries print goes to stderr.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -21,6 +23,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from benchmarks.peers.engine import Engine, Setup
+
+_PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: the signal that a process gets when its parent dies."""
 
 
 def setup_from(fields: dict[str, Any]) -> Setup:
@@ -59,6 +64,8 @@ def _make(setup: Setup) -> Engine:
 
 def main() -> int:
     """Serve on this process's own stdin and stdout."""
+    # A stopped process would not see stdin end, and stay for good where the other side was killed.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     setup = setup_from(json.loads(sys.argv[2]))
     # Threads inherit this, and engines count processors by it.
     os.sched_setaffinity(0, setup.cpus)

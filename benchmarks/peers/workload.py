@@ -59,12 +59,12 @@ class Measure:
 
 
 MEASURES = (
-    Measure("decode", "decode at batch 1 (128 in, 128 out)", 1, 128, 128, 128, "tok/s"),
-    Measure("ttft-128", "TTFT, 128 tokens", 1, 128, 128, 1, "ms"),
-    Measure("ttft-512", "TTFT, 512 tokens", 1, 512, 512, 1, "ms"),
-    Measure("ttft-1024", "TTFT, 1024 tokens", 1, 1024, 1024, 1, "ms"),
-    Measure("batch-8", "8 requests at once (32-256 in, 64 out)", 8, 32, 256, 64, "tok/s"),
-    Measure("batch-32", "32 requests at once (32-256 in, 64 out)", 32, 32, 256, 64, "tok/s"),
+    Measure("decode", "decode", 1, 128, 128, 128, "tok/s"),
+    Measure("ttft-128", "TTFT at 128", 1, 128, 128, 1, "ms"),
+    Measure("ttft-512", "TTFT at 512", 1, 512, 512, 1, "ms"),
+    Measure("ttft-1024", "TTFT at 1024", 1, 1024, 1024, 1, "ms"),
+    Measure("batch-8", "8 requests", 8, 32, 256, 64, "tok/s"),
+    Measure("batch-32", "32 requests", 32, 32, 256, 64, "tok/s"),
 )
 MAX_MODEL_LEN = 2048
 """What engines are set up for: longer than any of these needs."""

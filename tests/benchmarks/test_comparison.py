@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.peers import __main__ as peers
 from benchmarks.peers.__main__ import main
 from benchmarks.peers.comparison import Record, compare
 from benchmarks.peers.contestants import CONTESTANTS, GROUPS, LLAMA_CPP, TRANSFORMERS, VLLM, XLASERVE, Contestant
@@ -17,6 +18,7 @@ from benchmarks.peers.engine_process import EngineFailed
 from benchmarks.peers.goals import GOALS, Goal, outcome
 from benchmarks.peers.report import report
 from benchmarks.peers.workload import MEASURES
+from benchmarks.results import replace_section
 
 _TRIO = tuple(Contestant(kind, "float32", "float32", "float32") for kind in (XLASERVE, VLLM, TRANSFORMERS))
 _MEASURES = [replace(measure, output_len=min(4, measure.output_len)) for measure in MEASURES[:2]]
@@ -178,6 +180,7 @@ def _results() -> dict[str, Any]:
         "commit": "abc",
         "machine": described,
         "cpus": [0, 1],
+        "quick": False,
         "commands": ["python -m benchmarks.peers --write"],
         "records": {name: record.json() for name, record in records.items()},
     }
@@ -190,7 +193,7 @@ def test_the_report_tells_what_was_measured_and_what_not() -> None:
     assert f"| {decode} | xlaserve int8 | llama.cpp Q8_0 | 0.9 |  | not measured |" in text
     assert "| xlaserve float32 | 10.0 [10.0, 10.0] | 100 [100, 100] | - | - | - | - |" in text
     assert "| vLLM float32 | 1.50 [1.50, 1.50] | 1.50 [1.50, 1.50] | - | - | - | - |" in text
-    assert "- llama.cpp F32: **failed**, it is not installed" in text
+    assert "- llama.cpp F32: **not run to the end**: it is not installed" in text
     assert "python -m benchmarks.peers --write" in text
 
 
@@ -201,6 +204,20 @@ def test_raw_results_can_be_reported_again(tmp_path: Path, capsys: pytest.Captur
     assert "### Goals" in capsys.readouterr().out
 
 
-def test_a_quick_run_is_not_written() -> None:
+def test_a_quick_run_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="--quick"):
         main(["--quick", "--write"])
+    raw = tmp_path / "raw.json"
+    raw.write_text(json.dumps(_results() | {"quick": True}))
+    with pytest.raises(SystemExit, match="--quick"):
+        main(["--report", str(raw), "--write"])
+
+
+def test_a_report_is_written_beside_other_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "RESULTS.md"
+    replace_section(path, "profiles", "## Profiles")
+    monkeypatch.setattr(peers, "RESULTS", path)
+    raw = tmp_path / "raw.json"
+    raw.write_text(json.dumps(_results()))
+    main(["--report", str(raw), "--write"])
+    assert path.read_text().index("## Profiles") < path.read_text().index("## CPU")

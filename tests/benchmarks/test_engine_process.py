@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -93,3 +95,25 @@ def test_nothing_is_left_of_it(start: Start) -> None:
     with pytest.raises(ProcessLookupError):
         os.kill(process.pid, 0)
     process.close()
+
+
+def test_it_dies_with_whoever_started_it(tmp_path: Path) -> None:
+    """Stopped as it is, it would not notice, and hold its memory for good."""
+    fields = {"model": "/models/fine", "dtype": None, "quantization": None, "cpus": [min(os.sched_getaffinity(0))]}
+    setup = json.dumps({**fields, "max_model_len": 64, "max_requests": 2})
+    script = f"""
+import os, pathlib, sys
+from benchmarks.peers.engine_process import EngineProcess
+command = [sys.executable, "-m", "benchmarks.peers.runner", "tests.benchmarks.fake_engine:FakeEngine", {setup!r}]
+process = EngineProcess(command, os.environ, pathlib.Path({str(_ROOT)!r}), pathlib.Path({str(tmp_path / "log")!r}))
+print(process.pid, flush=True)
+sys.stdin.read()
+"""
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        engine = os.pidfd_open(int(starter.stdout.readline()))
+        starter.kill()
+    readable, _, _ = select.select([engine], [], [], 30)
+    os.close(engine)
+    assert readable
