@@ -28,7 +28,7 @@ from benchmarks.peers.engine_process import EngineFailed, EngineProcess
 from benchmarks.peers.machine import busy_seconds, describe
 from benchmarks.peers.places import DIRECTORY
 from benchmarks.peers.report import report
-from benchmarks.peers.workload import MEASURES, Measure
+from benchmarks.peers.workload import MEASURES
 from benchmarks.results import RAW, RESULTS, replace_section, write_raw
 
 _ROOT = Path(__file__).parents[2]
@@ -66,8 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     names = [measure.name for measure in MEASURES]
     parser.add_argument("--directory", type=Path, default=DIRECTORY, help=f"that holds peers and models (default: {DIRECTORY})")
     parser.add_argument("--threads", type=int, default=2, help="of every engine, each with a processor of its own (default: 2)")
-    parser.add_argument("--repeats", type=int, default=5, help="of measures with one request (default: 5)")
-    parser.add_argument("--batch-repeats", type=int, default=3, help="of measures with several requests (default: 3)")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of every engine at every measure (default: 3)")
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS), help="bits per weight (default: all)")
     parser.add_argument("--engines", nargs="+", choices=kinds, default=kinds, help="(default: all)")
     parser.add_argument("--measures", nargs="+", choices=names, default=names, help="(default: all)")
@@ -88,9 +87,6 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     logs = Path(tempfile.mkdtemp(prefix="peers-logs-"))
     print(f"what engines print is in {logs}", file=sys.stderr)
 
-    def repeats(measure: Measure) -> int:
-        return 1 if args.quick else args.repeats if measure.requests == 1 else args.batch_repeats
-
     def start(contestant: Contestant) -> EngineProcess:
         return _start(contestant, args.directory, cpus, logs / f"{contestant.name.replace(' ', '-')}.log")
 
@@ -105,7 +101,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     }
     for group in args.groups:  # engines of one group fit in memory together
         of_group = [c for c in CONTESTANTS if c.group == group and c.kind.name in args.engines]
-        found = compare(of_group, measures, repeats, start, busy_seconds)
+        found = compare(of_group, measures, 1 if args.quick else args.repeats, start, busy_seconds)
         results["records"] |= {name: record.json() for name, record in found.items()}
         (logs / f"{_NAME}.json").write_text(json.dumps(results))  # should a later group come to grief
     return results

