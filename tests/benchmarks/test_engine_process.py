@@ -57,6 +57,7 @@ def test_it_has_the_processors_that_it_was_given(start: Start) -> None:
     assert start("fine").about["settings"] == f"processors {[min(os.sched_getaffinity(0))]}"
 
 
+@pytest.mark.timeout(60)
 def test_it_stands_still_between_answers(start: Start) -> None:
     process = start("fine")
     for _ in range(2):
