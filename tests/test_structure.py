@@ -21,7 +21,8 @@ ALLOWED: dict[str, set[str]] = {
     "buckets": {"paged", "sampling", "models", "platforms"},
     "engine": {"buckets", "paged", "sampling", "models", "platforms"},
     "server": {"engine", "buckets", "paged", "sampling", "models", "platforms"},
-    "commands": {"server", "engine", "buckets", "paged", "sampling", "models", "platforms"},
+    "bench": {"engine", "buckets", "paged", "sampling", "models", "platforms"},
+    "commands": {"bench", "server", "engine", "buckets", "paged", "sampling", "models", "platforms"},
 }
 """Package -> packages that it may import besides itself and `xlaserve.errors`."""
 
@@ -45,6 +46,14 @@ HOST_ONLY = (
     "engine.engine_process",
     "engine.engine_main",
     "server.lifecycle",
+    "bench.serve",
+    "bench.serve_metrics",
+    "bench.server_process",
+    "bench.workload",
+    "bench.graph_work",
+    "bench.graph_batch",
+    "bench.result",
+    "commands.bench_flags",
     "paged.block_pool",
     "paged.kv_events",
     "engine.kv_publisher",
