@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from contextlib import suppress
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -37,6 +36,8 @@ class _Connection(asyncio.Protocol):
         self.open = False
         self.keep = False
         self._requests = 0
+        self._bounded = False
+        self._unbounded = False
         self._answered = False  # anything at all of the present answer
         self._transport: asyncio.Transport | None = None
         self._parser: Any = None
@@ -48,6 +49,7 @@ class _Connection(asyncio.Protocol):
         assert self._transport is not None
         self._parser = httptools.HttpResponseParser(self)
         self._sink, self.keep, self._answered = sink, False, False
+        self._bounded = self._unbounded = False
         self._requests += 1
         self._done = asyncio.get_running_loop().create_future()
         self._transport.write(request)
@@ -84,13 +86,16 @@ class _Connection(asyncio.Protocol):
         self._finish(LostConnection(f"the connection ended before the answer did{f': {exc}' if exc else ''}"))
 
     def eof_received(self) -> bool:
-        if self._parser is not None and self._done is not None and not self._done.done():
-            with suppress(httptools.HttpParserError, AttributeError):
-                self._parser.feed_eof()  # an answer without a length ends here
+        if self._unbounded:
+            self._finish(None)
         return False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._bounded = self._bounded or name.lower() in (b"content-length", b"transfer-encoding")
 
     def on_headers_complete(self) -> None:
         assert self._sink is not None
+        self._unbounded = not self._bounded  # then it ends where the connection does
         self._sink.begin(self._parser.get_status_code())
 
     def on_body(self, body: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -31,8 +31,20 @@ _GROUP_SECONDS, _MOST_IN_GROUP = 0.02, 16
 """Runs are timed in groups that last so long, of so many at most: they are dispatched one after the other, as the engine does it."""
 _FEWEST_GROUPS, _ENOUGH_SECONDS = 3, 2.0
 """A graph is timed no longer than that, once it has been timed a few times."""
-_GEMM_SIZE = {"cpu": 2048}
+_GEMM = {"cpu": 2048}
 _LARGE_GEMM = 8192
+
+
+class CeilingSizes(NamedTuple):
+    """What ceilings are measured with.
+
+    Args:
+        bandwidth_bytes: bytes to read; many times what caches hold.
+        gemm: rows and columns of the matrices to multiply; None for enough of the device.
+    """
+
+    bandwidth_bytes: int
+    gemm: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +69,7 @@ def bench_kernels(
     contexts: tuple[int, ...],
     names: Sequence[str],
     iterations: int,
-    size: int,
+    sizes: CeilingSizes,
     say: Callable[[str], None],
     more_probes: Sequence[Probe] = (),
 ) -> tuple[dict[str, Any], dict[str, Any], list[str], str]:
@@ -68,7 +80,7 @@ def bench_kernels(
         contexts: lengths of context in use, in tokens.
         names: parts of the names of the graphs to time; empty for all.
         iterations: groups of runs that are timed of each.
-        size: bytes to read where bandwidth is measured.
+        sizes: of what ceilings are measured with.
         say: told how far it is.
         more_probes: more ways to read memory.
 
@@ -85,9 +97,9 @@ def bench_kernels(
         raise ConfigError(f"--graphs {' '.join(names)} names none of {', '.join(bucket.name for bucket in plan.ladder.buckets)}.")
     device, dtypes = plan.devices[0], _dtypes(plan.spec)
     say("measuring bandwidth and matrix products")
-    reading, multiplying = _ceilings(device, dtypes, size, more_probes)
+    reading, multiplying = _ceilings(device, dtypes, sizes, more_probes)
     timed, skipped = _time_all(plan, runner, buckets, contexts, iterations, say)
-    again = _ceilings(device, dtypes, size, more_probes)
+    again = _ceilings(device, dtypes, sizes, more_probes)
     reading, multiplying = reading.joined(again[0]), multiplying.joined(again[1])
     lines = [(each, _roofline(plan.spec, each, reading, multiplying)) for each in timed]
     metrics = {
@@ -116,9 +128,9 @@ def subject_of(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _ceilings(device: Device, dtypes: Sequence[str], size: int, more: Sequence[Probe]) -> tuple[Ceiling, Ceiling]:
-    reading = measure([*bandwidth_probes(device, size), *more])
-    return reading, measure(gemm_probes(device, dtypes, _GEMM_SIZE.get(device.platform, _LARGE_GEMM)))
+def _ceilings(device: Device, dtypes: Sequence[str], sizes: CeilingSizes, more: Sequence[Probe]) -> tuple[Ceiling, Ceiling]:
+    reading = measure([*bandwidth_probes(device, sizes.bandwidth_bytes), *more])
+    return reading, measure(gemm_probes(device, dtypes, sizes.gemm or _GEMM.get(device.platform, _LARGE_GEMM)))
 
 
 def _dtypes(spec: GraphSpec) -> list[str]:

@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -227,13 +226,12 @@ def _host(args: argparse.Namespace, recorder: Recorder) -> Result:
 
 def _kernels(args: argparse.Namespace, recorder: Recorder) -> Result:
     """What each graph takes against its roofline: bytes and operations counted, ceilings measured on the spot."""
-    from xlaserve.bench.kernels import bench_kernels
+    from xlaserve.bench.kernels import CeilingSizes, bench_kernels
     from xlaserve.engine.config import EngineConfig
 
     config = EngineConfig(model=args.model, **engine_options(args))
-    subject, metrics, skipped, text = bench_kernels(
-        config, args.contexts, args.graphs, args.num_iters, args.bandwidth_bytes, partial(print, file=sys.stderr, flush=True)
-    )
+    sizes = CeilingSizes(args.bandwidth_bytes, args.gemm_size)
+    subject, metrics, skipped, text = bench_kernels(config, args.contexts, args.graphs, args.num_iters, sizes, _say)
     if skipped:
         text += "\n\nleft out, as each row has KV blocks of its own:\n" + "\n".join(f"  {line}" for line in skipped)
     return recorder.result(subject=subject, repeats=args.num_iters, metrics=metrics, text=text, skipped=skipped)

@@ -110,6 +110,8 @@ def add_kernels_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num-iters", type=whole, default=10, metavar="N", help=iterations)
     memory = "bytes to read where bandwidth is measured, many times the caches (default: 512M)"
     group.add_argument("--bandwidth-bytes", type=size, default=512 * 2**20, metavar="N", help=memory)
+    gemm = "rows and columns of the matrices that are multiplied to find the ceiling (default: 2048 on cpu, else 8192)"
+    group.add_argument("--gemm-size", type=whole, metavar="N", help=gemm)
     add_engine_arguments(parser)
 
 
