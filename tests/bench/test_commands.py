@@ -33,6 +33,7 @@ COMMON: dict[str, type | tuple[type, ...]] = {
     "arguments": dict,
     "subject": dict,
     "repeats": int,
+    "warnings": list,
     "metrics": dict,
 }
 SPREAD = {"count", "mean", "std", "min", "median", "max"}
@@ -286,6 +287,16 @@ def test_engine_flags_pass_on_to_another_process_unchanged() -> None:
     assert len(written) == len(GIVEN) - 1
     assert parser.parse_args(["model", *written]) == given
     assert engine_arguments(parser.parse_args([])) == (None, [])
+
+
+def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xlaserve.bench.result.load_average", lambda: [2.5, 1.0, 1.0])
+    busy = Recorder("x", {}).result(subject={}, repeats=1, metrics={}, text="t", warnings=["beware."])
+    assert busy.content["warnings"][0] == "beware."
+    assert "load average 2.5" in busy.content["warnings"][1]
+    assert "WARNING: beware." in busy.text
+    monkeypatch.setattr("xlaserve.bench.result.load_average", lambda: [0.1, 1.0, 1.0])
+    assert Recorder("x", {}).result(subject={}, repeats=1, metrics={}, text="t").content["warnings"] == []
 
 
 def test_results_hold_what_json_has(tmp_path: Path) -> None:

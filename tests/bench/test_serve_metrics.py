@@ -9,7 +9,7 @@ import pytest
 
 from xlaserve.bench.load import LoadRun
 from xlaserve.bench.record import AnswerReader, RequestRecord
-from xlaserve.bench.serve_metrics import describe_metrics, is_good, serve_metrics
+from xlaserve.bench.serve_metrics import describe_metrics, doubts, is_good, serve_metrics
 
 
 def request(sent: float, chunks: list[float], ended: float, tokens: int | None = None, **more: Any) -> RequestRecord:
@@ -67,11 +67,17 @@ def test_outputs_of_another_length_are_told_where_all_should_have_one() -> None:
     assert metrics(ignore_eos=True)["short_outputs"] == 2
 
 
+def test_doubts_are_told() -> None:
+    assert doubts(metrics(), 0.1) == []
+    assert len(doubts(metrics(ignore_eos=True), 0.9)) == 2
+
+
 def test_chunks_count_where_the_server_does_not() -> None:
     untold = request(0.0, [0.1, 0.2], 0.3)
     found = serve_metrics(LoadRun([untold], 0.0, 0.5, 1), goodput={}, percentiles=[99], ignore_eos=False)
     assert found["tokens_counted_by"] == {"server": 0, "chunks": 1}
     assert (found["total_input_tokens"], found["total_output_tokens"], found["cached_input_tokens"]) == (10, 2, None)
+    assert "pieces" in doubts(found, 0.0)[0]
 
 
 def test_nothing_but_failures_has_no_latencies() -> None:

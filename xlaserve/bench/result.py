@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,8 @@ from xlaserve.errors import ConfigError
 
 SCHEMA = 1
 _SECRET = ("api_key",)
+_QUIET = 0.5
+"""Load average below which a machine is left alone."""
 _HIDDEN = ("command", "benchmark")
 
 
@@ -64,7 +66,15 @@ class Recorder:
         self._load_before = load_average()
 
     def result(
-        self, *, subject: Mapping[str, Any], repeats: int, metrics: Mapping[str, Any], text: str, failures: int = 0, **more: Any
+        self,
+        *,
+        subject: Mapping[str, Any],
+        repeats: int,
+        metrics: Mapping[str, Any],
+        text: str,
+        failures: int = 0,
+        warnings: Sequence[str] = (),
+        **more: Any,
     ) -> Result:
         """The result, as of now.
 
@@ -74,6 +84,7 @@ class Recorder:
             metrics: the figures.
             text: the same for a person.
             failures: as `Result` has it.
+            warnings: reasons not to take the figures for what they seem.
             more: what else belongs beside the metrics.
         """
         load_after = load_average()
@@ -88,10 +99,19 @@ class Recorder:
             "arguments": self._arguments,
             "subject": plain(subject),
             "repeats": repeats,
+            "warnings": [*warnings, *_busy(self._load_before)],
             "metrics": plain(metrics),
             **plain(more),
         }
-        return Result(content, f"{text}\n\n{_footer(content)}", failures)
+        told = "".join(f"WARNING: {warning}\n" for warning in content["warnings"])
+        return Result(content, f"{text}\n\n{told}{_footer(content)}", failures)
+
+
+def _busy(load: Sequence[float] | None) -> list[str]:
+    """Whether something else had the machine when the benchmark began."""
+    if load is None or load[0] < _QUIET:
+        return []
+    return [f"the machine was busy before this began (load average {load[0]}): these are no figures to compare with."]
 
 
 def _footer(content: dict[str, Any]) -> str:

@@ -18,8 +18,6 @@ from xlaserve.bench.workload import WorkItem
 from xlaserve.errors import ConfigError, XlaserveError
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-BUSY = 0.8
-"""Share of a core from which on the client may be what is measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,8 @@ TITLES = {
 }
 """The latencies that are reported, by the names that flags take."""
 
+_BUSY = 0.8
+"""Share of a core from which on the client may be what is measured."""
 _MS = 1e3
 
 
@@ -132,6 +134,23 @@ def describe_metrics(found: Mapping[str, Any], names: Sequence[str], percentiles
         for value in ("mean", "median", *map(percentile_name, percentiles)):
             rows.append((f"  {value.capitalize()} {name.upper()} (ms)", _text(found[f"{value}_{name}_ms"])))
     return listing(rows)
+
+
+def doubts(found: Mapping[str, Any], client_share: float) -> list[str]:
+    """Reasons not to take figures for what they seem.
+
+    Args:
+        found: from `serve_metrics`.
+        client_share: share of a core that the client took.
+    """
+    told: list[str] = []
+    if client_share > _BUSY:
+        told.append(f"the client took {client_share:.0%} of a core: the server may be faster than this.")
+    if found["short_outputs"]:
+        told.append(f"{found['short_outputs']} outputs are not as long as was asked for: does the server take ignore_eos?")
+    if found["tokens_counted_by"]["chunks"]:
+        told.append("the server does not tell tokens, so pieces of the stream were counted, which may hold several.")
+    return told
 
 
 def _by_chunks(records: Sequence[RequestRecord]) -> int:

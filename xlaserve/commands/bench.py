@@ -138,9 +138,8 @@ def _load(
     goodput: dict[str, float],
 ) -> Result:
     """Put the load on the server, and tell what came of it."""
-    from xlaserve.bench.result import plain
-    from xlaserve.bench.serve import BUSY, ServeOptions, bench_serve
-    from xlaserve.bench.serve_metrics import describe_metrics, serve_metrics
+    from xlaserve.bench.serve import ServeOptions, bench_serve
+    from xlaserve.bench.serve_metrics import describe_metrics, doubts, serve_metrics
     from xlaserve.bench.workload import describe
 
     options = ServeOptions(
@@ -157,14 +156,8 @@ def _load(
     items, warmups, arrivals = requests
     served = _run(bench_serve(options, items, warmups, arrivals))
     found = serve_metrics(served.run, goodput=goodput, percentiles=args.metric_percentiles, ignore_eos=args.ignore_eos)
-    lines = [describe_metrics(found, args.percentile_metrics, args.metric_percentiles, args.request_rate, args.max_concurrency)]
-    lines.append(f"\nclient: {served.client['cpu_share']:.0%} of a core, {served.client['connections']} connections")
-    if served.client["cpu_share"] > BUSY:
-        lines.append("WARNING: the client was busy nearly all of the time: the server may be faster than this.")
-    if found["short_outputs"]:
-        lines.append(f"WARNING: {found['short_outputs']} outputs are not as long as was asked for: does the server take ignore_eos?")
-    if found["tokens_counted_by"]["chunks"]:
-        lines.append("WARNING: the server does not tell tokens, so pieces of the stream were counted, which may hold several.")
+    text = describe_metrics(found, args.percentile_metrics, args.metric_percentiles, args.request_rate, args.max_concurrency)
+    text += f"\n\nclient: {served.client['cpu_share']:.0%} of a core, {served.client['connections']} connections"
     info = served.server
     subject = {
         "model": served.model,
@@ -178,8 +171,8 @@ def _load(
     more: dict[str, Any] = {"workload": describe(items), "client": served.client}
     if args.save_detailed:
         more["requests"] = [record.as_json(served.run.began) for record in served.run.records]
-    text = "\n".join(lines)
-    return recorder.result(subject=subject, repeats=1, metrics=plain(found), text=text, failures=found["failed"], **more)
+    warnings = doubts(found, served.client["cpu_share"])
+    return recorder.result(subject=subject, repeats=1, metrics=found, text=text, failures=found["failed"], warnings=warnings, **more)
 
 
 def _run(work: Coroutine[None, None, Outcome]) -> Outcome:
@@ -234,7 +227,11 @@ def _kernels(args: argparse.Namespace, recorder: Recorder) -> Result:
     subject, metrics, skipped, text = bench_kernels(config, args.contexts, args.graphs, args.num_iters, sizes, _say)
     if skipped:
         text += "\n\nleft out, as each row has KV blocks of its own:\n" + "\n".join(f"  {line}" for line in skipped)
-    return recorder.result(subject=subject, repeats=args.num_iters, metrics=metrics, text=text, skipped=skipped)
+    above = [graph["graph"] for graph in metrics["graphs"] if max(graph["bandwidth_share"], graph["flop_share"]) > 1]
+    warnings = (
+        [f"{len(above)} runs are above a ceiling, as none can be: ceilings were measured while the machine was busy."] if above else []
+    )
+    return recorder.result(subject=subject, repeats=args.num_iters, metrics=metrics, text=text, warnings=warnings, skipped=skipped)
 
 
 def _engine(args: argparse.Namespace) -> Any:
