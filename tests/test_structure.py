@@ -22,7 +22,8 @@ ALLOWED: dict[str, set[str]] = {
     "buckets": {"kernels", "paged", "sampling", "models", "platforms"},
     "engine": {"buckets", "paged", "sampling", "models", "platforms"},
     "server": {"engine", "buckets", "paged", "sampling", "models", "platforms"},
-    "commands": {"kernels", "server", "engine", "buckets", "paged", "sampling", "models", "platforms"},
+    "bench": {"kernels", "engine", "buckets", "paged", "sampling", "models", "platforms"},
+    "commands": {"kernels", "bench", "server", "engine", "buckets", "paged", "sampling", "models", "platforms"},
 }
 """Package -> packages that it may import besides itself and `xlaserve.errors`."""
 
@@ -46,6 +47,14 @@ HOST_ONLY = (
     "engine.engine_process",
     "engine.engine_main",
     "server.lifecycle",
+    "bench.serve",
+    "bench.serve_metrics",
+    "bench.server_process",
+    "bench.workload",
+    "bench.graph_work",
+    "bench.graph_batch",
+    "bench.result",
+    "commands.bench_flags",
     "paged.block_pool",
     "paged.kv_events",
     "engine.kv_publisher",

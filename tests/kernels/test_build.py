@@ -66,7 +66,7 @@ def test_a_library_of_a_newer_ffi_is_compiled_again(
 def test_each_file_has_the_flags_of_its_instruction_set_and_no_other(tmp_path: Path, sources: Path, compiler: Callable[[int], str]) -> None:
     build(tmp_path / "_cpu.so", sources, {"CXX": compiler(0), "PATH": PATH})
     lines = {line.split(" -c ")[1].split()[0].rsplit("/", 1)[1]: line for line in (tmp_path / "_cpu.so").read_text().splitlines()}
-    assert lines.keys() == {"library.cc", "avx2.cc", "avx512_vnni.cc"}
+    assert list(lines) == ["library.cc", "avx2.cc", "avx512_vnni.cc"]  # in the order in which the linker takes them
     assert " -m" not in lines["library.cc"]
     assert "-mavx2" in lines["avx2.cc"]
     assert "-mavx512" not in lines["avx2.cc"]
@@ -75,7 +75,7 @@ def test_each_file_has_the_flags_of_its_instruction_set_and_no_other(tmp_path: P
 
 
 def test_flags_are_for_files_that_are_there() -> None:
-    assert module.INSTRUCTION_SETS.keys() <= {path.name for path in SOURCES.glob("*.cc")}
+    assert module.INSTRUCTION_SETS.keys() == {path.name for path in SOURCES.glob("avx*.cc")}
 
 
 def test_a_failing_compiler_leaves_the_library_that_was_there(tmp_path: Path, sources: Path, compiler: Callable[[int], str]) -> None:

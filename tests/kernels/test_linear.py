@@ -47,8 +47,12 @@ class Layer:
 
     @property
     def tolerance(self) -> float:
-        """Of the largest result of a row. A bfloat16 has 8 bits, and the kernel rounds to it less often than the plain graph."""
-        return 2e-5 if self.dtype == "float32" else 2e-2
+        """Of the largest result of a row. A bfloat16 has 8 bits, and the kernel rounds to it less often than the plain graph; int8 rounds
+        what comes from the norm to 16 bits, one step of which is 3e-5.
+        """
+        if self.dtype == "bfloat16":
+            return 2e-2
+        return 2e-4 if self.int8 and self.norm else 2e-5
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ def check(layer: Layer) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("inputs", "outputs"), [*SIZES, (3, 1), (63, 7)])
+@pytest.mark.parametrize(("inputs", "outputs"), [*SIZES, (3, 2), (63, 7)])
 def test_int8_is_what_project_gives_bit_for_bit(dtype: Literal["float32", "bfloat16"], inputs: int, outputs: int) -> None:
     layer = Layer(inputs, outputs, dtype, int8=True)
     own = arrays(layer)

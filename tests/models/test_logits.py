@@ -1,4 +1,6 @@
-"""Logits equal those of Hugging Face transformers at every position, for every family, chunked and not, through either attention."""
+"""Logits equal those of Hugging Face transformers at every position, for every family, chunked and not, through either attention of XLA and
+through the CPU kernels.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,35 @@ from safetensors.numpy import save_file
 from tests.tooling.engine_logits import LogitsEngine
 from tests.tooling.golden import RealGolden, compare, load_gemma3, load_smollm2, load_tiny
 from tests.tooling.tiny_models import FAMILIES, checksum, tiny_config, tiny_tensors
+from xlaserve.kernels.library import absence, library
 
 TOLERANCE = 2e-3
+
+
+@pytest.fixture
+def kernels() -> None:
+    """The library of kernels, ready to be called."""
+    if library() is None:
+        pytest.skip(str(absence()))
 
 
 @pytest.mark.parametrize("attention", ["tiled", "gather"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tiny_families(family: str, attention: str, tiny_model: Callable[[str], Path]) -> None:
+    _check_tiny(family, LogitsEngine(tiny_model(family), attention, max_len=256), (16, 256) if attention == "tiled" else (64,))
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tiny_families_on_kernels(family: str, tiny_model: Callable[[str], Path]) -> None:
+    _check_tiny(family, LogitsEngine(tiny_model(family), max_len=256, kernels=True), (16, 256))
+
+
+def _check_tiny(family: str, engine: LogitsEngine, chunks: tuple[int, ...]) -> None:
     golden = load_tiny(family)
     assert checksum(tiny_tensors(family)) == golden.checksum, "the reference values were made from other weights"
-    engine = LogitsEngine(tiny_model(family), attention, max_len=256)  # type: ignore[arg-type]
     for case in golden.cases:
-        for chunk in (16, 256) if attention == "tiled" else (64,):
+        for chunk in chunks:
             logits = engine.logits(case.prompt, chunk=chunk)
             assert np.abs(logits - case.logits).max() < 1e-4, (len(case.prompt), chunk)
 
@@ -33,10 +52,13 @@ def test_tiny_families(family: str, attention: str, tiny_model: Callable[[str], 
 @pytest.mark.parametrize(("family", "shards"), [("llama2", 2), ("llama3", 4), ("qwen2", 4), ("qwen3", 2), ("gemma2", 2)])
 def test_tiny_families_over_devices(family: str, shards: int, tiny_model: Callable[[str], Path]) -> None:
     """With 4 devices each of the two key heads is on two of them."""
-    golden = load_tiny(family)
-    engine = LogitsEngine(tiny_model(family), max_len=256, shards=shards)
-    for case in golden.cases:
-        assert np.abs(engine.logits(case.prompt, chunk=64) - case.logits).max() < 1e-4, len(case.prompt)
+    _check_tiny(family, LogitsEngine(tiny_model(family), max_len=256, shards=shards), (64,))
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(("family", "shards"), [("llama3", 4), ("gemma2", 2)])
+def test_tiny_families_over_devices_on_kernels(family: str, shards: int, tiny_model: Callable[[str], Path]) -> None:
+    _check_tiny(family, LogitsEngine(tiny_model(family), max_len=256, shards=shards, kernels=True), (64,))
 
 
 def test_a_vocabulary_that_devices_cannot_share_evenly(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
@@ -56,17 +78,21 @@ def test_smollm2(smollm2: Path) -> None:
     golden = load_smollm2()
     assert max(len(case.prompt) for case in golden.prompts) == 1500
     assert len(golden.prompts) == 10
-    _check_real(golden, smollm2)
+    _check_real(golden, LogitsEngine(smollm2))
+
+
+@pytest.mark.usefixtures("kernels")
+def test_smollm2_on_kernels(smollm2: Path) -> None:
+    _check_real(load_smollm2(), LogitsEngine(smollm2, kernels=True))
 
 
 def test_gemma3_270m(gemma3_270m: Path) -> None:
     golden = load_gemma3()
     assert max(len(case.prompt) for case in golden.prompts) > 600  # longer than its sliding window
-    _check_real(golden, gemma3_270m)
+    _check_real(golden, LogitsEngine(gemma3_270m))
 
 
-def _check_real(golden: RealGolden, path: Path) -> None:
-    engine = LogitsEngine(path)
+def _check_real(golden: RealGolden, engine: LogitsEngine) -> None:
     for case in golden.prompts:
         difference = compare(case.summary, engine.logits(case.prompt, chunk=512 if len(case.prompt) > 64 else 64))
         assert difference.largest < TOLERANCE, case.name

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xlaserve import __version__
+from xlaserve.platforms.cpu import cpu_features, cpu_model, usable_cores
 
 SUMMARY = "versions, devices, memory, caches, and what is missing"
 
@@ -108,13 +109,15 @@ def examine(compile_cache: str | None = None) -> dict[str, Any]:
     packages = {name: _version(name) for name in _PACKAGES}
     plugins = {name: version for name in _PLUGINS if (version := _version(name)) is not None}
     jax = _probe_jax()
+    present = set(cpu_features())
+    features = [name for name in _CPU_FEATURES if name in present]
     neuron = _neuron() or any(name in plugins for name in ("jax-neuronx", "libneuronxla", "neuronx-cc"))
     return {
         "xlaserve": __version__,
         "python": platform.python_version(),
         "executable": sys.executable,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "usable_cores": _usable_cores(), "features": _cpu_features()},
+        "cpu": {"model": cpu_model(), "cores": os.cpu_count(), "usable_cores": usable_cores(), "features": features},
         "memory_bytes": _memory(),
         "packages": packages,
         "plugins": plugins,
@@ -199,29 +202,6 @@ def _probe_jax() -> dict[str, Any]:
     except (ValueError, IndexError):
         last = done.stderr.strip().splitlines()
         return {"error": last[-1] if last else f"it ended with exit code {done.returncode}"}
-
-
-def _cpu_info() -> dict[str, str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
-    return {key.strip().lower(): value.strip() for key, _, value in pairs}
-
-
-def _cpu_model() -> str:
-    return _cpu_info().get("model name") or platform.processor() or platform.machine()
-
-
-def _cpu_features() -> list[str]:
-    info = _cpu_info()
-    present = set((info.get("flags") or info.get("features") or "").split())
-    return [name for name in _CPU_FEATURES if name in present]
-
-
-def _usable_cores() -> int | None:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _memory() -> dict[str, int | None]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from xlaserve.engine.environment import with_environment
@@ -153,3 +155,27 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """The parsed flags, and what the environment says of the engine, as keyword arguments for `EngineConfig`, the model left out."""
     return with_environment({name: getattr(args, name) for name in ENGINE_FIELDS}, os.environ)
+
+
+def engine_arguments(args: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """The model and the engine's flags as they would be written for another process; what has its default is left out."""
+    parser = argparse.ArgumentParser()
+    add_engine_arguments(parser)
+    flags: list[str] = []
+    for action in parser._actions:  # type: ignore[reportPrivateUsage]
+        if action.dest in ENGINE_FIELDS and (value := getattr(args, action.dest)) != action.default:
+            flag = max(action.option_strings, key=len)
+            if isinstance(value, bool):
+                flags.append(next(name for name in action.option_strings if name.startswith("--no-") != value))
+            else:
+                flags.append(f"{flag}={_as_text(value)}")
+    return args.model, flags
+
+
+def _as_text(value: Any) -> str:
+    """A value as its flag takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, NeuronOptions):
+        return json.dumps(value.asked)
+    return json.dumps(asdict(value)) if is_dataclass(value) and not isinstance(value, type) else str(value)

@@ -283,6 +283,26 @@ def measure_costs(plan: Plan, stores: Stores, graphs: dict[Bucket | UpkeepBucket
         progress(f"costs of graphs cannot be measured now: {error}")
 
 
+def start_runner(plan: Plan, stores: Stores, config: EngineConfig, progress: Progress) -> tuple[Runner, dict[Bucket | UpkeepBucket, Graph]]:
+    """A runner that has run its smallest graphs once: weights are loaded while graphs are loaded or compiled.
+
+    Raises:
+        CheckpointError: the weights do not fit the config.
+        ConfigError, ArtifactError, CompileError: as `compile_graphs`.
+    """
+    devices, parameters = plan.devices, plan.spec.parameters()
+    rows = checkpoint_rows(plan.model, plan.limits.tensor_parallel_size)
+    weights: list[tuple[Array, ...]] = []
+
+    def load() -> tuple[Array, ...]:
+        return load_weights(plan.checkpoint, parameters, devices, rows=rows)
+
+    graphs = compile_graphs(plan, stores, config, progress, meanwhile=lambda: weights.append(load()))
+    runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, weights.pop(), load, plan.platform.trim)
+    runner.warm_up()
+    return runner, graphs
+
+
 def build(config: EngineConfig, progress: Progress) -> Engine:
     """An engine that is ready: weights loaded, every graph compiled, costs known.
 
@@ -292,17 +312,8 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
     plan = make_plan(config)
     for line in plan.describe().splitlines():
         progress(line)
-    devices, parameters = plan.devices, plan.spec.parameters()
-    rows = checkpoint_rows(plan.model, plan.limits.tensor_parallel_size)
-    weights: list[tuple[Array, ...]] = []
-
-    def load() -> tuple[Array, ...]:
-        return load_weights(plan.checkpoint, parameters, devices, rows=rows)
-
     stores = open_stores(plan, config, progress)
-    graphs = compile_graphs(plan, stores, config, progress, meanwhile=lambda: weights.append(load()))
-    runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, weights.pop(), load, plan.platform.trim)
-    runner.warm_up()
+    runner, graphs = start_runner(plan, stores, config, progress)
     plan = replace(plan, ladder=with_costs(plan.ladder, stores, graphs, runner.measure, progress))
     limits = plan.limits
     events = None if config.kv_events is None else KVEventLog(KVPublisher(config.kv_events).publish, limits.block_size)

@@ -106,7 +106,9 @@ def build(library: Path = LIBRARY, sources: Path = SOURCES, environ: Mapping[str
     compiler = find_compiler(environ)
     name = f"{digest} ffi {version[0]}.{version[1]}"
     with tempfile.TemporaryDirectory(prefix="xlaserve-kernels-") as folder:
-        objects = {source: Path(folder) / f"{source.stem}.o" for source in sorted(sources.glob("*.cc"))}
+        # Of a function that several files have, such as a template's, the linker takes the first: let that be one that every CPU can run.
+        ordered = sorted(sources.glob("*.cc"), key=lambda source: (len(INSTRUCTION_SETS.get(source.name, ())), source.name))
+        objects = {source: Path(folder) / f"{source.stem}.o" for source in ordered}
 
         def compile_one(source: Path) -> None:
             flags = (*FLAGS, *INSTRUCTION_SETS.get(source.name, ()), f'-DXLASERVE_STAMP="xlaserve kernels {name}"', f"-isystem{include}")

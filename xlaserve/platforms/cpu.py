@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -77,7 +78,7 @@ class CPUPlatform(Platform):
         return {
             **super().fingerprint(),
             "cpu_features": hashlib.sha256(" ".join(cpu_features()).encode()).hexdigest()[:16],
-            "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+            "cores": str(usable_cores()),
         }
 
 
@@ -107,12 +108,26 @@ def _limit_files() -> list[Path]:
 
 def cpu_features() -> list[str]:
     """Instruction set extensions of the host, sorted; empty where the system does not tell."""
+    return sorted(_cpu_info("flags", "Features").split())
+
+
+def cpu_model() -> str:
+    """The host's processor by its maker's name, or whatever the system calls it."""
+    return _cpu_info("model name").strip() or platform.processor() or platform.machine()
+
+
+def usable_cores() -> int | None:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _cpu_info(*names: str) -> str:
+    """What /proc/cpuinfo says of the first core under one of some names; empty where it says nothing."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
-        return []
-    line = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return sorted(line.partition(":")[2].split())
+        return ""
+    return next((line for line in lines if line.startswith(names)), "").partition(":")[2]
 
 
 CPU = CPUPlatform(

@@ -21,7 +21,10 @@ constexpr int kPiece = 64;                    // keys that are transposed togeth
 constexpr int kWeightStride = kSegment + 16;  // rows of weights do not fall on the same lines of the cache
 constexpr int kTileRows = 6;                  // query rows of a register tile
 constexpr int kTaskRows = 96;                 // query rows of a task, where a group of heads has no more
+constexpr int kAhead = 64;                    // values that are on their way while one is added
 constexpr float kMasked = -1e30f;
+
+inline void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 inline int64_t DividedUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -29,6 +32,13 @@ inline int64_t DividedUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int Across(int rows) {
   const int most = (Floats::kRegisters - (Floats::kRegisters == 32 ? 6 : 4)) / rows;
   return most >= 4 ? 4 : most >= 2 ? 2 : 1;
+}
+
+inline Floats Rounded(Floats x, const float*) { return x; }
+inline Floats Rounded(Floats x, const Bf16*) {
+  alignas(64) Bf16 some[Floats::kLanes];
+  Store(some, x);
+  return Load(some);
 }
 
 template <typename T>
@@ -124,7 +134,10 @@ inline void AddValues(const float* weights, const T* values, const int64_t* plac
   const auto step = [&](int64_t key, auto load) __attribute__((always_inline)) {
     Floats v[N];
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) v[n] = load(values + places[key] + n * Floats::kLanes);
+    for (int n = 0; n < N; ++n) {
+      v[n] = load(values + places[key] + n * Floats::kLanes);
+      if (n * Floats::kLanes * sizeof(T) % 64 == 0) Prefetch(values + places[key + kAhead] + n * Floats::kLanes);
+    }
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
       const Floats w = Set(weights[r * kWeightStride + key]);
@@ -232,7 +245,7 @@ class PagedAttention {
     float* weights;   // [rows, kWeightStride]
     Shares* shares;   // [rows]
     Partial running;  // of all segments so far
-    alignas(64) int64_t places[kSegment];  // where each key of the segment begins in its cache
+    alignas(64) int64_t places[kSegment + kAhead];  // where each key of the segment begins in its cache
   };
 
   int64_t PartialFloats() const { return DividedUp(task_rows_ * (stride_ + 2), 16) * 16; }
@@ -286,7 +299,8 @@ class PagedAttention {
       const Floats wide = LoadSome(x + d, n);
       if (weight == nullptr) return wide;
       const Floats w = LoadSome(weight + d, n);
-      return wide * inverse * (a_.unit_offset ? Set(1.0f) + w : w);
+      // Rounded where the model says so; XLA keeps what it rounds only in passing.
+      return a_.unit_offset ? Rounded(wide * inverse * (Set(1.0f) + w), x) : Rounded(wide * inverse, x) * w;
     };
     for (int64_t d = 0; d < half; d += Floats::kLanes) {
       const int64_t n = half - d;
@@ -402,7 +416,7 @@ class PagedAttention {
       for (; key < stop; ++key, place += dim_) work.places[key] = place;
     }
     std::fill(work.places + around, work.places + first, work.places[first]);
-    std::fill(work.places + last, work.places + ceiling, work.places[last - 1]);
+    std::fill(work.places + last, work.places + ceiling + kAhead, work.places[last - 1]);
 
     int64_t from = begin, to = begin;
     for (int64_t piece = around; piece < last; piece += kPiece) {
@@ -411,7 +425,9 @@ class PagedAttention {
       while (to < end && low(to) < piece + kPiece) ++to;
       if (from == to) continue;
       const int64_t count = std::min<int64_t>(kPiece, DividedUp(last - piece, Floats::kLanes) * Floats::kLanes);
-      Transpose(work.places + piece, count, work.keys);
+      // Meanwhile comes what is read next: the keys after these, or the first values.
+      const T* const next = piece + kPiece < last ? keys_ : values_;
+      Transpose(work.places + piece, count, next, work.places + (piece + kPiece < last ? piece + kPiece : around), work.keys);
       const float* const queries = work.queries + from * group_ * dim_;
       float* const weights = work.weights + from * group_ * kWeightStride + piece;
       ForTiles((to - from) * group_, [&]<int R>(int64_t row) {
@@ -441,12 +457,18 @@ class PagedAttention {
     });
   }
 
-  // `out` [D, kPiece] gets `count` keys.
-  void Transpose(const int64_t* places, int64_t count, float* out) const {
+  // `out` [D, kPiece] gets `count` keys, while as much of `next` comes into the cache.
+  void Transpose(const int64_t* places, int64_t count, const T* next, const int64_t* next_places, float* out) const {
+    constexpr int64_t kLine = 64 / sizeof(T);
     const T* rows[kPiece];
     for (int64_t i = 0; i < count; ++i) rows[i] = keys_ + places[i];
     for (int64_t i = 0; i < count; i += Floats::kLanes) {
-      for (int64_t d = 0; d < dim_; d += 4) TransposeFour(rows + i, d, out + d * kPiece + i, kPiece);
+      for (int64_t d = 0; d < dim_; d += 4) {
+        if (d % kLine == 0) {
+          for (int64_t j = i; j < i + Floats::kLanes; ++j) Prefetch(next + next_places[j] + d);
+        }
+        TransposeFour(rows + i, d, out + d * kPiece + i, kPiece);
+      }
     }
   }
 

@@ -10,7 +10,7 @@ const Kernels* Choose() {
   const char* const asked = std::getenv("XLASERVE_CPU_ISA");
   const auto wanted = [&](const Kernels& kernels) { return asked == nullptr || *asked == 0 || std::strcmp(asked, kernels.name) == 0; };
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
   const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");

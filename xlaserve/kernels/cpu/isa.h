@@ -13,7 +13,7 @@ struct AttentionArgs;
 struct Kernels {
   const char* name;
   void (*linear)(const LinearArgs& args, Pool& pool);
-  bool (*attention)(const AttentionArgs& args, Pool& pool);  // false: out of memory
+  bool (*attention)(const AttentionArgs& args, Pool& pool);  // false where there was no memory for it
 };
 
 extern const Kernels kAvx2, kAvx512, kAvx512Vnni;

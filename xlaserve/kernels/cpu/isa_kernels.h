@@ -28,6 +28,7 @@ namespace XLASERVE_ISA {
 
 namespace attention {
 #include "simd.h"
+//
 #include "attention.h"
 }  // namespace attention
 
