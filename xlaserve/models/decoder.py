@@ -1,4 +1,4 @@
-"""The decoder-only transformer that every family is an instance of, as a pure function of parameters, tokens and what to compute with."""
+"""The decoder-only transformer that every family is an instance of: one pure function of parameters, tokens and what it computes with."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def parameter_shapes(config: ModelConfig, dtype: Any) -> Mapping[str, jax.ShapeD
         dtype: of the weights.
     """
 
-    def attend(_layer: int, q: Array, _k: Array, _v: Array, **_options: Any) -> Array:
+    def attend(layer: int, q: Array, k: Array, v: Array, **options: Any) -> Array:
         return q
 
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)

@@ -54,7 +54,7 @@ class PagedKV:
         self._read = _READERS.get(kind) or _native(find_kernel(kind))
 
     def attend(self, layer: int, q: Array, k: Array, v: Array, *, scale: float, window: int | None, softcap: float | None) -> Array:
-        """`xlaserve.models.layers.Attend` over this cache."""
+        """`xlaserve.models.operations.Attend` over this cache."""
         keys, values = self.layers[layer]
         keys, values = _write(keys, k, self.step), _write(values, v, self.step)
         self.layers[layer] = keys, values

@@ -59,7 +59,7 @@ class KernelOperations:
         own, step = config.layers[layer], self._cache.step
         lengths = jnp.full(positions.shape[:1], positions.shape[1], jnp.int32) if self._lengths is None else self._lengths
         cos, sin = (angle[:, :, 0] for angle in rotary(positions, own.rope, config.head_dim))
-        out, *self._cache.layers[layer] = paged_attention(
+        out, keys, values = paged_attention(
             qkv,
             cos,
             sin,
@@ -76,4 +76,5 @@ class KernelOperations:
             eps=config.norm_eps,
             unit_offset=config.unit_offset_norm,
         )
+        self._cache.layers[layer] = keys, values
         return out

@@ -52,11 +52,17 @@ ffi::Error Linear(ffi::AnyBuffer x, ffi::AnyBuffer lengths, ffi::AnyBuffer weigh
   if (w_dims[1] != args.inputs) return Wrong("weight must have as many columns as x");
   args.bf16 = x.element_type() == ffi::BF16;
   if (!args.bf16 && x.element_type() != ffi::F32) return Wrong("x must be float32 or bfloat16");
+  if (activation < 0 || activation > static_cast<int32_t>(Activation::kGelu)) return Wrong("there is no such activation");
   args.activation = static_cast<Activation>(activation);
+  if (args.gated() && args.outputs % 2 != 0) return Wrong("the weight of a gated layer must have an even number of rows");
   const int64_t outputs = args.gated() ? args.outputs / 2 : args.outputs;
   int64_t rows = 1;
   for (size_t i = 0; i + 1 < x_dims.size(); ++i) rows *= x_dims[i];
   if (static_cast<int64_t>(y->element_count()) != rows * outputs) return Wrong("y must have a row for each of x");
+  if (y->element_type() != ffi::F32 && y->element_type() != ffi::BF16) return Wrong("y must be float32 or bfloat16");
+  if (lengths.element_count() > 0 && (lengths.element_type() != ffi::S32 || static_cast<int64_t>(lengths.element_count()) != x_dims[0])) {
+    return Wrong("lengths must be int32, one for each sequence of x");
+  }
   switch (weight.element_type()) {
     case ffi::F32:
       args.weight_type = WeightType::kF32;
@@ -71,8 +77,10 @@ ffi::Error Linear(ffi::AnyBuffer x, ffi::AnyBuffer lengths, ffi::AnyBuffer weigh
       return Wrong("weight must be float32, bfloat16 or int8");
   }
   if (args.weight_type != WeightType::kS8 && weight.element_type() != x.element_type()) return Wrong("weight must have x's type, or be int8");
-  if (args.weight_type == WeightType::kS8 && static_cast<int64_t>(scale.element_count()) != args.outputs) {
-    return Wrong("int8 weights need a scale for each output");
+  const bool scaled = scale.element_type() == ffi::F32 && static_cast<int64_t>(scale.element_count()) == args.outputs;
+  if (args.weight_type == WeightType::kS8 && !scaled) return Wrong("int8 weights need a float32 scale for each output");
+  for (const ffi::AnyBuffer& around : {norm, bias, residual}) {
+    if (around.element_count() > 0 && around.element_type() != x.element_type()) return Wrong("norm, bias and residual must have x's type");
   }
   if (norm.element_count() > 0 && static_cast<int64_t>(norm.element_count()) != args.inputs) return Wrong("norm must be as long as x's rows");
   if (bias.element_count() > 0 && static_cast<int64_t>(bias.element_count()) != args.outputs) return Wrong("bias must be one for each output");
