@@ -11,6 +11,8 @@ from benchmarks.peers.goals import GOALS, outcome
 from benchmarks.peers.spread import paired_speedup, spread
 from benchmarks.peers.workload import MEASURES
 
+_QUIET = 0.1
+"""Of a core: what may be busy with other things, in the median of all runs."""
 _METHOD = """Every engine runs in a process of its own and is driven through its own Python API: no HTTP, token ids in and out, greedy,
 ends of sequence ignored, caches of prompts off. The processes take turns: in each repeat every engine does the same work on the same
 prompts, one right after the other, and whoever has no turn is stopped. Who begins changes with the repeat. Each runs unmeasured at every
@@ -129,6 +131,9 @@ def _same(tokens: Sequence[int], others: Sequence[int]) -> int:
 
 
 def _quietness(records: Mapping[str, Record]) -> str:
-    taken = [share for record in records.values() for column in record.elsewhere.values() for share in column]
-    found = spread(taken)
-    return f"Processors kept busy by anything else during measured runs: {found} of a core." if found else ""
+    """What else the machine did, and a warning where that was much."""
+    found = spread([share for record in records.values() for column in record.elsewhere.values() for share in column])
+    if found is None:
+        return ""
+    warning = " **Too much: measure again on a quiet machine.**" if found.median > _QUIET else ""
+    return f"Processors kept busy by anything else during measured runs: {found} of a core.{warning}"

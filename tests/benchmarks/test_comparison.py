@@ -197,6 +197,14 @@ def test_the_report_tells_what_was_measured_and_what_not() -> None:
     assert "python -m benchmarks.peers --write" in text
 
 
+@pytest.mark.parametrize(("elsewhere", "warns"), [(0.04, False), (1.6, True)])
+def test_a_busy_machine_is_told(elsewhere: float, warns: bool) -> None:
+    results = _results()
+    for record in results["records"].values():
+        record["elsewhere"] = {name: [elsewhere] * 2 for name in record["elsewhere"]}
+    assert ("measure again on a quiet machine" in report(results)) is warns
+
+
 def test_raw_results_can_be_reported_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw = tmp_path / "raw.json"
     raw.write_text(json.dumps(_results()))

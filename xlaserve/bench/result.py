@@ -88,7 +88,7 @@ class Recorder:
             more: what else belongs beside the metrics.
         """
         load_after = load_average()
-        content = {
+        content: dict[str, Any] = {
             "schema": SCHEMA,
             "benchmark": self._benchmark,
             "date": self._began.isoformat(timespec="seconds"),

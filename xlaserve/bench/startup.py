@@ -28,6 +28,9 @@ WAYS = {
 }
 """Ways to start, by name."""
 
+_STDERR = 2
+"""Progress goes there."""
+
 
 def bench_startup(
     options: Sequence[str], ways: Sequence[str], iterations: int, root: Path, say: Callable[[str], None]
@@ -63,8 +66,8 @@ def bench_startup(
                 seconds[way].append(taken)
                 cpu[way].append(used)
     metrics = {way: {"ready_s": Spread.of(seconds[way]).as_json(), "cpu_s": Spread.of(cpu[way]).as_json()} for way in ways}
-    rows = [(way, Spread.of(seconds[way]).text(2), Spread.of(cpu[way]).text(2), WAYS[way]) for way in ways]
-    return metrics, table(("way", "seconds to ready", "CPU seconds", "what"), rows)
+    rows = [(way, WAYS[way], Spread.of(seconds[way]).text(2), Spread.of(cpu[way]).text(2)) for way in ways]
+    return metrics, table(("way", "what", "seconds to ready", "CPU seconds"), rows, left=2)
 
 
 def without_executables(made: Path, directory: Path) -> None:
@@ -79,7 +82,7 @@ def without_executables(made: Path, directory: Path) -> None:
 
 def _make(options: Sequence[str], made: Path, portable: Path, environment: Mapping[str, str]) -> None:
     if not made.is_dir():
-        done = subprocess.run([*XLASERVE, "compile", *options, "-o", str(made)], env=environment, check=False)
+        done = subprocess.run([*XLASERVE, "compile", *options, "-o", str(made)], env=environment, stdout=_STDERR, check=False)
         if done.returncode:
             raise XlaserveError(f"`xlaserve compile` with these flags ended with exit code {done.returncode}.")
     if not portable.is_dir():

@@ -167,9 +167,7 @@ def mask_of(rows: Mapping[int, Sequence], bucket: Bucket) -> Mask | None:
 
 
 def empty_batch(bucket: Bucket, spare_slot: int) -> Batch:
-    """A batch of padding: no row has a token. Graphs that compute such rows all the same do it with the null block, greedily, into the spare
-    place.
-    """
+    """A batch of padding: no row has a token. What graphs compute of it all the same is greedy, of the null block, into the spare place."""
     batch = np.zeros((bucket.rows, row_width(bucket)), np.int32)
     batch[:, Header.SLOT] = spare_slot
     batch[:, [Header.TOP_P, Header.REPETITION]] = _bits(1.0)

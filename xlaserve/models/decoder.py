@@ -1,4 +1,4 @@
-"""The decoder-only transformer that every family is an instance of, as a pure function of parameters, tokens and what to compute with."""
+"""The decoder-only transformer that every family is an instance of: one pure function of parameters, tokens and what it computes with."""
 
 from __future__ import annotations
 

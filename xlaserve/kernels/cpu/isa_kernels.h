@@ -24,12 +24,15 @@ namespace XLASERVE_ISA {
 
 #include "vector_math.h"
 #include "dot_steps.h"
+#include "packed_s8.h"
 #include "linear.h"
 
 namespace attention {
+
 #include "simd.h"
 //
 #include "attention.h"
+
 }  // namespace attention
 
 void Linear(const LinearArgs& args, Pool& pool) {

@@ -99,6 +99,7 @@ class Product {
  private:
   static constexpr int kTile = Op::kLanes;
   static constexpr int kRows = Op::kRows, kColumns = Op::kColumns;
+  static constexpr int64_t kFewestPacked = 12;  // lines from which on transposing weights pays
   static constexpr int64_t kRowBlock = 128;
   static constexpr int64_t kPanelBytes = 256 << 10;
   static constexpr int64_t kMostDots = 1 << 15;
@@ -140,6 +141,11 @@ class Product {
   // lines are shared out evenly: tiles of a single line would wait for their loads.
   void Columns(const W* weights, int64_t count, int64_t line, int64_t lines, int64_t width, typename Op::Sum* out,
                typename Op::Sum* sums) const {
+#if defined(XLASERVE_VNNI)
+    if constexpr (Op::kQuantizes) {
+      if (lines >= kFewestPacked) return PackedColumns(weights, count, a_.inputs, x_ + line, lines, width, out, sums);
+    }
+#endif
     const int64_t tiles = (lines + kRows - 1) / kRows, fewest = lines / tiles, larger = lines % tiles;
     for (int64_t n = 0; n < count; n += kColumns) {
       // What lies past the last row of weights is computed from the last one, and not kept.
