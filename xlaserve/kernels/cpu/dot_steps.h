@@ -61,6 +61,16 @@ inline void StoreF(float* p, F a) { _mm256_storeu_ps(p, a); }
 
 #endif
 
+#if defined(XLASERVE_VNNI)
+
+// Adds the products of four bytes each to 32-bit lanes. Of the intrinsic, gcc copies accumulators back and forth until it runs out of registers.
+inline __m512i MultiplyAdd8(__m512i acc, __m512i without_sign, __m512i with_sign) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(without_sign), "v"(with_sign));
+  return acc;
+}
+
+#endif
+
 // The sums over the lanes of `Count` vectors, at most kLanes of them: a transposition that adds where it would only move. The order of
 // additions within a vector does not depend on its place.
 template <int Count, typename Add>
@@ -99,7 +109,7 @@ inline Vector LoadSome(const T* p, int64_t count, Load load) {
 struct FloatSums {
   using Sum = float;
   using Acc = F;
-  static constexpr int kLanes = ::xlaserve::XLASERVE_ISA::kLanes, kRows = ::xlaserve::XLASERVE_ISA::kRows;
+  static constexpr int kRows = ::xlaserve::XLASERVE_ISA::kRows;
   static constexpr int kColumns = ::xlaserve::XLASERVE_ISA::kColumns;
   static constexpr bool kQuantizes = false;
   static F Zero() { return ZeroF(); }
@@ -107,11 +117,7 @@ struct FloatSums {
   static void AddLanes(const F* acc, float* out) {
     AddLanesOf<Count>(acc, out, AddF);
   }
-  template <typename V>
-  static F AddWeights(F sums, V) {
-    return sums;
-  }
-  static float* Scale(const LinearArgs&, int64_t, int64_t, int64_t, int64_t, float* dots, int64_t, const float*) { return dots; }
+  static float* Scale(const LinearArgs&, int64_t, int64_t, int64_t, int64_t, float* dots, int64_t) { return dots; }
 };
 
 struct F32Dot : FloatSums {
@@ -158,44 +164,36 @@ struct Bf16Dot : FloatSums {
 };
 
 // int8 weights, and rows of x that are quantized to 16 bits here, as two lines of 8 bits: 8 alone would cost accuracy, and a second product
-// with weights that are in a register costs little. Lines are kept plus 128, as the instruction wants one operand without sign; that
-// adds 128 times the weights' sum to each dot product. Without the instruction, x and weights are widened to int16.
+// with weights that are in a register costs little. The instruction for it wants one operand without sign: weights plus 128, which adds 128
+// times the line's sum to each dot product. Without the instruction, both are widened to int16.
 struct S8Dot {
   using Sum = int32_t;
   using Acc = I;
-  using X = uint8_t;
+  using X = int8_t;
   using W = int8_t;
-  static constexpr int kLanes = ::xlaserve::XLASERVE_ISA::kLanes, kRows = ::xlaserve::XLASERVE_ISA::kRows;
-  static constexpr int kColumns = ::xlaserve::XLASERVE_ISA::kColumns;
+  using XV = I;
+  using WV = I;
+  static constexpr int kRows = 3, kColumns = ::xlaserve::XLASERVE_ISA::kLanes / 2;
   static constexpr bool kQuantizes = true;
   static I Zero() { return AsI(ZeroF()); }
 #if defined(XLASERVE_VNNI)
-  using XV = I;
-  using WV = I;
-  static constexpr int kStep = 64;
-  static I LoadX(const uint8_t* p) { return _mm512_loadu_si512(p); }
-  static I LoadW(const int8_t* p) { return _mm512_loadu_si512(p); }
-  static I MultiplyAdd(I acc, I x, I w) { return _mm512_dpbusd_epi32(acc, x, w); }
-  static I AddWeights(I sums, I w) { return _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), w); }
+  static constexpr int kStep = 64, kOffset = 128;
+  static I LoadX(const int8_t* p) { return _mm512_loadu_si512(p); }
+  static I LoadW(const int8_t* p) { return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(-128)); }
+  static I MultiplyAdd(I acc, I x, I w) { return MultiplyAdd8(acc, w, x); }
 #elif defined(__AVX512F__)
-  using XV = I;
-  using WV = I;
-  static constexpr int kStep = 32;
-  static I LoadX(const uint8_t* p) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-  static I LoadW(const int8_t* p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static constexpr int kStep = 32, kOffset = 0;
+  static I LoadX(const int8_t* p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static I LoadW(const int8_t* p) { return LoadX(p); }
   static I MultiplyAdd(I acc, I x, I w) { return AddI(acc, _mm512_madd_epi16(x, w)); }
-  static I AddWeights(I sums, I w) { return AddI(sums, _mm512_madd_epi16(_mm512_set1_epi16(1), w)); }
 #else
-  using XV = I;
-  using WV = I;
-  static constexpr int kStep = 16;
-  static I LoadX(const uint8_t* p) { return _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
-  static I LoadW(const int8_t* p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static constexpr int kStep = 16, kOffset = 0;
+  static I LoadX(const int8_t* p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static I LoadW(const int8_t* p) { return LoadX(p); }
   static I MultiplyAdd(I acc, I x, I w) { return AddI(acc, _mm256_madd_epi16(x, w)); }
-  static I AddWeights(I sums, I w) { return AddI(sums, _mm256_madd_epi16(_mm256_set1_epi16(1), w)); }
 #endif
-  static I LoadX(const uint8_t* p, int64_t count) {
-    return LoadSome<I, kStep>(p, count, [](const uint8_t* some) { return LoadX(some); });
+  static I LoadX(const int8_t* p, int64_t count) {
+    return LoadSome<I, kStep>(p, count, [](const int8_t* some) { return LoadX(some); });
   }
   static I LoadW(const int8_t* p, int64_t count) {
     return LoadSome<I, kStep>(p, count, [](const int8_t* some) { return LoadW(some); });
@@ -206,23 +204,26 @@ struct S8Dot {
     for (int i = 0; i < Count; ++i) lanes[i] = AsF(acc[i]);
     AddLanesOf<Count>(lanes, reinterpret_cast<float*>(out), [](F a, F b) { return AsF(AddI(AsI(a), AsI(b))); });
   }
-  static void Prepare(const LinearArgs& a, int64_t i, uint8_t* row) {
+  static void Prepare(const LinearArgs& a, int64_t i, int8_t* line) {
     static thread_local std::vector<float> wide;
     wide.resize(a.inputs);
     NormalizedRow(a, i, wide.data());
     if (a.bf16) {
       for (float& value : wide) value = FromBf16(ToBf16(value));
     }
-    a.scale_scratch[i] = Quantize(wide.data(), a.inputs, row, row + a.padded_inputs());
+    int8_t* const low = line + a.padded_inputs();
+    a.scale_scratch[i] = Quantize(wide.data(), a.inputs, line, low, a.sum_scratch + 2 * i);
+    std::fill(line + a.inputs, low, int8_t{0});
+    std::fill(low + a.inputs, low + a.padded_inputs(), int8_t{0});
   }
-  static float* Scale(const LinearArgs& a, int64_t row, int64_t first, int64_t count, int64_t halves, int32_t* dots, int64_t width,
-                      const int32_t* sums) {
+  static float* Scale(const LinearArgs& a, int64_t row, int64_t first, int64_t count, int64_t halves, int32_t* dots, int64_t width) {
     float* const y = reinterpret_cast<float*>(dots);
     const float x_scale = a.scale_scratch[row];
+    const int32_t high_offset = kOffset * a.sum_scratch[2 * row], low_offset = kOffset * a.sum_scratch[2 * row + 1];
     for (int64_t half = 0; half < halves; ++half) {
       const float* const scale = a.scale + half * (a.outputs / halves) + first;
       for (int64_t n = half * count, i = 0; i < count; ++n, ++i) {
-        const float high = static_cast<float>(dots[n] - 128 * sums[n]), low = static_cast<float>(dots[width + n] - 128 * sums[n]);
+        const float high = static_cast<float>(dots[n] - high_offset), low = static_cast<float>(dots[width + n] - low_offset);
         y[n] = (high * 256.0f + low) * (x_scale * scale[i]);
       }
     }

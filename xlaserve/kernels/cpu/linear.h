@@ -3,7 +3,8 @@
 // Weights stay as checkpoints have them, [outputs, inputs]: both operands of a dot product are contiguous, so nothing is packed, and a
 // single row of x reads the weights as they lie in memory. A register tile holds as many dot products as a vector has lanes, and their
 // lanes are added up together. Every dot product is computed in the same order whatever the tile: a row's result does not depend on the
-// rows beside it, nor on the number of threads.
+// rows beside it, nor on the number of threads. From some number of rows on the weights are transposed first ("packed_*.h"): int8 products
+// are the same to the bit all the same, float32 ones have another order of additions then.
 //
 // Included inside a namespace of its instruction set, after "dot_steps.h" has defined what a step is.
 
@@ -14,24 +15,18 @@ constexpr int64_t kAhead = 8192;
 
 // A tile of MR rows of x and NR rows of weights; `out` gets its MR * NR dot products.
 //
-// Sums: whether to add up the weights too (`weight_sums`), as int8 products need. Fetch: lines of the cache to ask the memory for in each
-// step, from `ahead` on: a core that reads several rows at once looks too little ahead by itself.
-template <typename Op, int MR, int NR, bool Sums, int Fetch>
+// Fetch: lines of the cache to ask the memory for in each step, from `ahead` on: a core that reads several rows at once looks too little ahead
+// by itself.
+template <typename Op, int MR, int NR, int Fetch>
 inline void Tile(const typename Op::X* const* x, const typename Op::W* const* w, int64_t inputs, typename Op::Sum* __restrict out,
-                 typename Op::Sum* __restrict weight_sums, const char* ahead) {
+                 const char* ahead) {
   typename Op::Acc acc[MR * NR];
-  typename Op::Acc sums[Sums ? NR : 1];
 #pragma GCC unroll 32
   for (int i = 0; i < MR * NR; ++i) acc[i] = Op::Zero();
-#pragma GCC unroll 16
-  for (auto& s : sums) s = Op::Zero();
   const auto step = [&](auto load_x, auto load_w) __attribute__((always_inline)) {
     typename Op::WV wv[NR];
 #pragma GCC unroll 16
-    for (int n = 0; n < NR; ++n) {
-      wv[n] = load_w(w[n]);
-      if constexpr (Sums) sums[n] = Op::AddWeights(sums[n], wv[n]);
-    }
+    for (int n = 0; n < NR; ++n) wv[n] = load_w(w[n]);
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
       const typename Op::XV xv = load_x(x[m]);
@@ -53,7 +48,6 @@ inline void Tile(const typename Op::X* const* x, const typename Op::W* const* w,
          [&](const typename Op::W* p) __attribute__((always_inline)) { return Op::LoadW(p + k, rest); });
   }
   Op::template AddLanes<MR * NR>(acc, out);
-  if constexpr (Sums) Op::template AddLanes<NR>(sums, weight_sums);
 }
 
 // Rows of weights that one part of the work has: of a gated layer as many rows of the gate as of what it gates.
@@ -77,11 +71,11 @@ class Product {
     const int64_t row_bytes = a_.inputs * static_cast<int64_t>(sizeof(W)) * halves_;
     const int64_t blocks = (a_.rows + kRowBlock - 1) / kRowBlock;
     const int64_t block = (a_.rows + blocks - 1) / blocks;
-    // A part is small enough that threads end together, and large enough that claiming it costs nothing.
-    const int64_t fair = outputs * row_bytes / (8 * pool.threads());
+    // Few and large parts: small ones let threads end together, but then neighbours in memory are read by different cores, and what one
+    // core reads ahead is the other's (a fifth slower with eight parts a thread).
+    const int64_t fair = outputs * row_bytes / (2 * pool.threads());
     const int64_t most = std::min(kMostDots / (block * parts_), kPanelBytes / row_bytes * halves_) / halves_;
-    const int64_t unit = std::min<int64_t>(kUnit, kMostDots / (block * parts_) / halves_);
-    const int64_t panel = std::max(std::min(fair / row_bytes, most) / unit * unit, unit);
+    const int64_t panel = std::max(std::min(fair / row_bytes, most) / kUnit * kUnit, kUnit);
     const int64_t panels = (outputs + panel - 1) / panel;
     pool.Run(panels * blocks, [&](int64_t part) {
       // Threads go through the weights in the order in which they lie, the blocks of rows of one panel following each other.
@@ -91,9 +85,9 @@ class Product {
   }
 
  private:
-  static constexpr int kUnit = 32;  // a panel is a multiple of what is transposed at once
+  static constexpr int64_t kUnit = 32;  // of many rows, a panel is a multiple of what is transposed at once
   static constexpr int kRows = Op::kRows, kColumns = Op::kColumns;
-  static constexpr int kStepBytes = Op::kStep * sizeof(W);
+  static constexpr int kStepLines = std::max<int>(1, kColumns * Op::kStep * sizeof(W) / 64);  // that a step of a tile reads
   static constexpr int64_t kFewestPacked = 12;  // lines from which on transposing weights pays
   static constexpr int64_t kFewestWide = 64;  // rows from which on transposing pays
   static constexpr int64_t kRowBlock = 252;
@@ -124,22 +118,21 @@ class Product {
   }
 
   void Compute(Panel panel, int64_t row, int64_t rows) const {
-    alignas(64) static thread_local typename Op::Sum out[kMostDots], sums[kMostDots];
+    alignas(64) static thread_local typename Op::Sum out[kMostDots];
     const int64_t width = panel.count * halves_;
     for (int64_t half = 0; half < halves_; ++half) {
       const W* const weights = weights_ + (panel.first + half * (a_.outputs / halves_)) * a_.inputs;
-      Columns(weights, panel.count, row * parts_, rows * parts_, width, out + half * panel.count, sums + half * panel.count);
+      Columns(weights, panel.count, row * parts_, rows * parts_, width, out + half * panel.count);
     }
-    for (int64_t m = 0; m < rows; ++m) Finish(panel, row + m, out + m * parts_ * width, width, sums);
+    for (int64_t m = 0; m < rows; ++m) Finish(panel, row + m, out + m * parts_ * width, width);
   }
 
   // Dot products of `lines` lines of x with `count` rows of weights. A tile's weights meet all lines before the next ones are read, and the
   // lines are shared out evenly: tiles of a single line would wait for their loads.
-  void Columns(const W* weights, int64_t count, int64_t line, int64_t lines, int64_t width, typename Op::Sum* out,
-               typename Op::Sum* sums) const {
+  void Columns(const W* weights, int64_t count, int64_t line, int64_t lines, int64_t width, typename Op::Sum* out) const {
 #if defined(XLASERVE_VNNI)
     if constexpr (Op::kQuantizes) {
-      if (lines >= kFewestPacked) return PackedColumns(weights, count, a_.inputs, x_ + line, lines, width, out, sums);
+      if (lines >= kFewestPacked) return PackedColumns(weights, count, a_.inputs, x_ + line, lines, width, out);
     }
 #endif
 #if defined(__AVX512F__)
@@ -159,8 +152,8 @@ class Product {
       int64_t m = 0;
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t size = fewest + (tile < larger);
-        const int fetch = tiles == 1 ? kColumns * kStepBytes / 64 : tile * steps * 64 < kColumns * a_.inputs * static_cast<int64_t>(sizeof(W));
-        OneTile<kRows>(size, tile == 0, fetch, ahead, w, kept, line + m, out + m * width + n, width, sums + n);
+        const int fetch = tiles == 1 ? kStepLines : tile * steps * 64 < kColumns * a_.inputs * static_cast<int64_t>(sizeof(W));
+        OneTile<kRows>(size, fetch, ahead, w, kept, line + m, out + m * width + n, width);
         ahead += steps * 64 * fetch;
         m += size;
       }
@@ -169,30 +162,25 @@ class Product {
 
   // A tile of `size` lines, at most MR.
   template <int MR>
-  void OneTile(int64_t size, bool first, int fetch, const char* ahead, const W* const* w, int64_t kept, int64_t line, typename Op::Sum* out,
-               int64_t width, typename Op::Sum* sums) const {
+  void OneTile(int64_t size, int fetch, const char* ahead, const W* const* w, int64_t kept, int64_t line, typename Op::Sum* out,
+               int64_t width) const {
     if constexpr (MR > 1) {
-      if (size < MR) return OneTile<MR - 1>(size, first, fetch, ahead, w, kept, line, out, width, sums);
+      if (size < MR) return OneTile<MR - 1>(size, fetch, ahead, w, kept, line, out, width);
     }
-    alignas(64) typename Op::Sum tile[MR * kColumns], tile_sums[kColumns];
-    if (first && fetch > 1) {
-      Tile<Op, MR, kColumns, Op::kQuantizes, std::max(1, kColumns * kStepBytes / 64)>(x_ + line, w, a_.inputs, tile, tile_sums, ahead);
-    } else if (first) {
-      Tile<Op, MR, kColumns, Op::kQuantizes, 1>(x_ + line, w, a_.inputs, tile, tile_sums, ahead);
+    alignas(64) typename Op::Sum tile[MR * kColumns];
+    if (fetch > 1) {
+      Tile<Op, MR, kColumns, kStepLines>(x_ + line, w, a_.inputs, tile, ahead);
     } else if (fetch > 0) {
-      Tile<Op, MR, kColumns, false, 1>(x_ + line, w, a_.inputs, tile, tile_sums, ahead);
+      Tile<Op, MR, kColumns, 1>(x_ + line, w, a_.inputs, tile, ahead);
     } else {
-      Tile<Op, MR, kColumns, false, 0>(x_ + line, w, a_.inputs, tile, tile_sums, ahead);
-    }
-    if constexpr (Op::kQuantizes) {
-      if (first) std::copy_n(tile_sums, kept, sums);
+      Tile<Op, MR, kColumns, 0>(x_ + line, w, a_.inputs, tile, ahead);
     }
     for (int m = 0; m < MR; ++m) std::copy_n(tile + m * kColumns, kept, out + m * width);
   }
 
   // From dot products to what is stored.
-  void Finish(Panel panel, int64_t row, typename Op::Sum* dots, int64_t width, const typename Op::Sum* sums) const {
-    float* const y = Op::Scale(a_, row, panel.first, panel.count, halves_, dots, width, sums);
+  void Finish(Panel panel, int64_t row, typename Op::Sum* dots, int64_t width) const {
+    float* const y = Op::Scale(a_, row, panel.first, panel.count, halves_, dots, width);
     const int64_t count = panel.count;
     if (a_.bias != nullptr) {
       for (int64_t half = 0; half < halves_; ++half) {

@@ -31,10 +31,12 @@ struct LinearArgs {
   void* y;
   bool out_bf16;
 
-  // For `2 * rows` pointers, `rows` lines of prepared x of 4 bytes each (64 bytes aligned, padded to 64 elements), and `rows` floats.
+  // For `2 * rows` pointers, `rows` lines of prepared x of 4 bytes each (64 bytes aligned, padded to 64 elements), `rows` floats and
+  // `2 * rows` integers.
   const void** row_scratch;
   void* x_scratch;
   float* scale_scratch;
+  int32_t* sum_scratch;
 
   bool gated() const { return activation != Activation::kNone; }
   int64_t row(int64_t i) const { return row_index == nullptr ? i : row_index[i]; }

@@ -100,8 +100,8 @@ ffi::Error Linear(ffi::AnyBuffer x, ffi::AnyBuffer lengths, ffi::AnyBuffer weigh
 
   static thread_local Scratch scratch;
   const size_t index_bytes = Aligned(rows * sizeof(int32_t)), pointer_bytes = Aligned(2 * rows * sizeof(void*));
-  const size_t scale_bytes = Aligned(rows * sizeof(float));
-  char* const memory = scratch.Get(index_bytes + pointer_bytes + scale_bytes + rows * args.padded_inputs() * sizeof(float));
+  const size_t scale_bytes = Aligned(rows * sizeof(float)), sum_bytes = Aligned(2 * rows * sizeof(int32_t));
+  char* const memory = scratch.Get(index_bytes + pointer_bytes + scale_bytes + sum_bytes + rows * args.padded_inputs() * sizeof(float));
   if (const auto* live = static_cast<const int32_t*>(present(lengths))) {
     // Of every sequence only the tokens that are there are computed; the places of the others become zeros.
     const int64_t sequences = lengths.element_count(), length = rows / sequences;
@@ -118,7 +118,8 @@ ffi::Error Linear(ffi::AnyBuffer x, ffi::AnyBuffer lengths, ffi::AnyBuffer weigh
   }
   args.row_scratch = reinterpret_cast<const void**>(memory + index_bytes);
   args.scale_scratch = reinterpret_cast<float*>(memory + index_bytes + pointer_bytes);
-  args.x_scratch = memory + index_bytes + pointer_bytes + scale_bytes;
+  args.sum_scratch = reinterpret_cast<int32_t*>(memory + index_bytes + pointer_bytes + scale_bytes);
+  args.x_scratch = memory + index_bytes + pointer_bytes + scale_bytes + sum_bytes;
   if (args.rows > 0) kernels->linear(args, Pool::Get());
   return ffi::Error::Success();
 }

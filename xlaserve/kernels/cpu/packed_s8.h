@@ -6,19 +6,11 @@ namespace {
 
 #if defined(XLASERVE_VNNI)
 
-// The instruction itself: of its intrinsic, gcc copies accumulators back and forth until it runs out of registers.
-inline __m512i MultiplyAdd8(__m512i acc, __m512i unsigned_x, __m512i w) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(unsigned_x), "v"(w));
-  return acc;
-}
-
 constexpr int kPackedOutputs = 32, kPackedLines = 12;
 
-// 32 rows of weights, or as many as there are and zeros, as [inputs / 4][32][4]; `sums` gets the sum of each row.
-inline void Pack(const int8_t* weights, int64_t rows, int64_t inputs, __m512i* to, int32_t* sums) {
-  const __m512i ones = _mm512_set1_epi8(1);
+// 32 rows of weights plus 128, or as many as there are, as [inputs / 4][32][4].
+inline void Pack(const int8_t* weights, int64_t rows, int64_t inputs, __m512i* to) {
   for (int half = 0; half < 2; ++half) {
-    __m512i sum = _mm512_setzero_si512();
     for (int64_t k = 0; k < inputs; k += 64) {
       const int64_t count = std::min<int64_t>(64, inputs - k);
       const __mmask64 some = count == 64 ? ~__mmask64{0} : (__mmask64{1} << count) - 1;
@@ -26,23 +18,18 @@ inline void Pack(const int8_t* weights, int64_t rows, int64_t inputs, __m512i* t
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) {
         const int64_t row = 16 * half + i;
-        const int8_t* const from = weights + row * inputs + k;
-        r[i] = row < rows ? _mm512_maskz_loadu_epi8(some, from) : _mm512_setzero_si512();
+        r[i] = row < rows ? _mm512_maskz_loadu_epi8(some, weights + row * inputs + k) : _mm512_setzero_si512();
       }
       Transpose(r);
       const int64_t quads = (count + 3) / 4;
-      for (int64_t i = 0; i < quads; ++i) {
-        sum = MultiplyAdd8(sum, ones, r[i]);
-        to[(k / 4 + i) * 2 + half] = r[i];
-      }
+      for (int64_t i = 0; i < quads; ++i) to[(k / 4 + i) * 2 + half] = _mm512_xor_si512(r[i], _mm512_set1_epi8(-128));
     }
-    _mm512_storeu_si512(sums + 16 * half, sum);
   }
 }
 
 // A tile of MR lines and 32 outputs, of which `kept` are stored. `Fetch` lines of the cache are asked for in each step, from `ahead` on.
 template <int MR, int Fetch>
-inline void PackedTile(const uint8_t* const* x, const __m512i* packed, int64_t inputs, int64_t kept, int32_t* out, int64_t width,
+inline void PackedTile(const int8_t* const* x, const __m512i* packed, int64_t inputs, int64_t kept, int32_t* out, int64_t width,
                        const char* ahead) {
   __m512i acc[2 * MR];
 #pragma GCC unroll 32
@@ -57,8 +44,8 @@ inline void PackedTile(const uint8_t* const* x, const __m512i* packed, int64_t i
       int32_t four;
       std::memcpy(&four, x[m] + 4 * k, 4);
       const __m512i xv = _mm512_set1_epi32(four);
-      acc[2 * m] = MultiplyAdd8(acc[2 * m], xv, first);
-      acc[2 * m + 1] = MultiplyAdd8(acc[2 * m + 1], xv, second);
+      acc[2 * m] = MultiplyAdd8(acc[2 * m], first, xv);
+      acc[2 * m + 1] = MultiplyAdd8(acc[2 * m + 1], second, xv);
     }
   }
   const __mmask16 keep_first = kept >= 16 ? 0xffff : (1u << kept) - 1;
@@ -71,7 +58,7 @@ inline void PackedTile(const uint8_t* const* x, const __m512i* packed, int64_t i
 }
 
 template <int MR>
-inline void PackedTileOf(int64_t lines, int fetch, const uint8_t* const* x, const __m512i* packed, int64_t inputs, int64_t kept, int32_t* out,
+inline void PackedTileOf(int64_t lines, int fetch, const int8_t* const* x, const __m512i* packed, int64_t inputs, int64_t kept, int32_t* out,
                          int64_t width, const char* ahead) {
   if constexpr (MR > 1) {
     if (lines < MR) return PackedTileOf<MR - 1>(lines, fetch, x, packed, inputs, kept, out, width, ahead);
@@ -82,16 +69,14 @@ inline void PackedTileOf(int64_t lines, int fetch, const uint8_t* const* x, cons
 }
 
 // As Product::Columns.
-inline void PackedColumns(const int8_t* weights, int64_t count, int64_t inputs, const uint8_t* const* x, int64_t lines, int64_t width,
-                          int32_t* out, int32_t* sums) {
+inline void PackedColumns(const int8_t* weights, int64_t count, int64_t inputs, const int8_t* const* x, int64_t lines, int64_t width,
+                          int32_t* out) {
   static thread_local std::vector<__m512i> scratch;
   scratch.resize(2 * ((inputs + 63) / 64 * 16) + 1);
   const int64_t tiles = (lines + kPackedLines - 1) / kPackedLines, fewest = lines / tiles, larger = lines % tiles;
   for (int64_t n = 0; n < count; n += kPackedOutputs) {
     const int64_t kept = std::min<int64_t>(kPackedOutputs, count - n);
-    int32_t row_sums[kPackedOutputs];
-    Pack(weights + n * inputs, kept, inputs, scratch.data(), row_sums);
-    std::copy_n(row_sums, kept, sums + n);
+    Pack(weights + n * inputs, kept, inputs, scratch.data());
     // The next rows are asked for meanwhile: a step is four inputs of 32 rows, two lines of the cache.
     const char* ahead = reinterpret_cast<const char*>(weights + (n + kPackedOutputs) * inputs);
     int64_t m = 0;

@@ -124,37 +124,31 @@ inline void NormalizedRow(const LinearArgs& a, int64_t i, float* __restrict row)
 
 // Largest magnitude of a row, at least 2^-100; NaN where the row has one.
 inline float Peak(const float* __restrict row, int64_t count) {
-  float peaks[16], wrong[16];
-  std::fill_n(peaks, 16, 0x1p-100f);
-  std::fill_n(wrong, 16, 0.0f);
-  const auto add = [&](int lane, float value) {
-    const float size = std::fabs(value);
-    peaks[lane] = size > peaks[lane] ? size : peaks[lane];
-    wrong[lane] += value - value;
-  };
-  int64_t k = 0;
-  for (; k + 16 <= count; k += 16) {
-    for (int lane = 0; lane < 16; ++lane) add(lane, row[k + lane]);
+  // As integers, the magnitudes of floats are in the same order, and NaN is above all of them.
+  int32_t peak = std::bit_cast<int32_t>(0x1p-100f);
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t size = std::bit_cast<int32_t>(row[i]) & 0x7fffffff;
+    peak = size > peak ? size : peak;
   }
-  for (; k < count; ++k) add(0, row[k]);
-  for (int lane = 1; lane < 16; ++lane) {
-    peaks[0] = std::max(peaks[0], peaks[lane]);
-    wrong[0] += wrong[lane];
-  }
-  return peaks[0] + wrong[0];
+  return std::bit_cast<float>(peak);
 }
 
-// A row as 16-bit numbers, the two bytes of each apart and plus 128: 256 * high + low. Returns what multiplies them back.
-inline float Quantize(const float* __restrict row, int64_t count, uint8_t* __restrict high, uint8_t* __restrict low) {
+// A row as 16-bit numbers, the two bytes of each apart: 256 * high + low. Returns what multiplies them back; `sums` gets those of the bytes.
+inline float Quantize(const float* __restrict row, int64_t count, int8_t* __restrict high, int8_t* __restrict low, int32_t* sums) {
   const float peak = Peak(row, count);
   const float inverse = kWide / peak;
+  int32_t high_sum = 0, low_sum = 0;
   for (int64_t i = 0; i < count; ++i) {
     // Not `Round`: compilers may make one rounding of the product and the sum in it, and one step of difference.
     const int32_t q = static_cast<int32_t>(__builtin_rintf(row[i] * inverse));
-    const int32_t above = (q + 128) >> 8;
-    high[i] = static_cast<uint8_t>(above + 128);
-    low[i] = static_cast<uint8_t>(q - above * 256 + 128);
+    const int32_t above = (q + 128) >> 8, below = q - above * 256;
+    high[i] = static_cast<int8_t>(above);
+    low[i] = static_cast<int8_t>(below);
+    high_sum += above;
+    low_sum += below;
   }
+  sums[0] = high_sum;
+  sums[1] = low_sum;
   return peak * (1.0f / kWide);
 }
 
