@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 #include "attention_args.h"
@@ -24,6 +25,9 @@ namespace XLASERVE_ISA {
 
 #include "vector_math.h"
 #include "dot_steps.h"
+#include "transpose.h"
+//
+#include "packed_f32.h"
 #include "packed_s8.h"
 #include "linear.h"
 

@@ -12,17 +12,13 @@ namespace {
 // How far ahead weights are asked for, in bytes.
 constexpr int64_t kAhead = 8192;
 
-// Steps that one line of the cache has weights for.
-template <typename Op>
-constexpr int kStepsOfLine = 64 / (Op::kStep * sizeof(typename Op::W));
-
 // A tile of MR rows of x and NR rows of weights; `out` gets its MR * NR dot products.
 //
-// Sums: whether to add up the weights too (`weight_sums`), as int8 products need. Fetch: whether to ask the memory for weights that follow,
-// line after line; a core that reads several rows at once looks too little ahead by itself.
-template <typename Op, int MR, int NR, bool Sums, bool Fetch>
+// Sums: whether to add up the weights too (`weight_sums`), as int8 products need. Fetch: lines of the cache to ask the memory for in each
+// step, from `ahead` on: a core that reads several rows at once looks too little ahead by itself.
+template <typename Op, int MR, int NR, bool Sums, int Fetch>
 inline void Tile(const typename Op::X* const* x, const typename Op::W* const* w, int64_t inputs, typename Op::Sum* __restrict out,
-                 typename Op::Sum* __restrict weight_sums) {
+                 typename Op::Sum* __restrict weight_sums, const char* ahead) {
   typename Op::Acc acc[MR * NR];
   typename Op::Acc sums[Sums ? NR : 1];
 #pragma GCC unroll 32
@@ -44,13 +40,10 @@ inline void Tile(const typename Op::X* const* x, const typename Op::W* const* w,
     }
   };
   int64_t k = 0;
-  const char* ahead = reinterpret_cast<const char*>(w[0]) + kAhead;
   for (; k + Op::kStep <= inputs; k += Op::kStep) {
-    if constexpr (Fetch) {
-#pragma GCC unroll 16
-      for (int n = 0; n < NR; n += kStepsOfLine<Op>) __builtin_prefetch(ahead + n * Op::kStep * sizeof(typename Op::W));
-      ahead += NR * Op::kStep * sizeof(typename Op::W);
-    }
+#pragma GCC unroll 4
+    for (int line = 0; line < Fetch; ++line) __builtin_prefetch(ahead + 64 * line);
+    ahead += 64 * Fetch;
     step([&](const typename Op::X* p) __attribute__((always_inline)) { return Op::LoadX(p + k); },
          [&](const typename Op::W* p) __attribute__((always_inline)) { return Op::LoadW(p + k); });
   }
@@ -87,7 +80,8 @@ class Product {
     // A part is small enough that threads end together, and large enough that claiming it costs nothing.
     const int64_t fair = outputs * row_bytes / (8 * pool.threads());
     const int64_t most = std::min(kMostDots / (block * parts_), kPanelBytes / row_bytes * halves_) / halves_;
-    const int64_t panel = std::max(std::min(fair / row_bytes, most) / kTile * kTile, std::min<int64_t>(kTile, kMostDots / (block * parts_) / halves_));
+    const int64_t unit = std::min<int64_t>(kUnit, kMostDots / (block * parts_) / halves_);
+    const int64_t panel = std::max(std::min(fair / row_bytes, most) / unit * unit, unit);
     const int64_t panels = (outputs + panel - 1) / panel;
     pool.Run(panels * blocks, [&](int64_t part) {
       // Threads go through the weights in the order in which they lie, the blocks of rows of one panel following each other.
@@ -97,10 +91,12 @@ class Product {
   }
 
  private:
-  static constexpr int kTile = Op::kLanes;
+  static constexpr int kUnit = 32;  // a panel is a multiple of what is transposed at once
   static constexpr int kRows = Op::kRows, kColumns = Op::kColumns;
+  static constexpr int kStepBytes = Op::kStep * sizeof(W);
   static constexpr int64_t kFewestPacked = 12;  // lines from which on transposing weights pays
-  static constexpr int64_t kRowBlock = 128;
+  static constexpr int64_t kFewestWide = 64;  // rows from which on transposing pays
+  static constexpr int64_t kRowBlock = 252;
   static constexpr int64_t kPanelBytes = 256 << 10;
   static constexpr int64_t kMostDots = 1 << 15;
 
@@ -146,16 +142,26 @@ class Product {
       if (lines >= kFewestPacked) return PackedColumns(weights, count, a_.inputs, x_ + line, lines, width, out, sums);
     }
 #endif
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<W, float>) {
+      if (lines >= kFewestWide) return PackedColumns(weights, count, a_.inputs, x_ + line, lines, width, out);
+    }
+#endif
     const int64_t tiles = (lines + kRows - 1) / kRows, fewest = lines / tiles, larger = lines % tiles;
     for (int64_t n = 0; n < count; n += kColumns) {
       // What lies past the last row of weights is computed from the last one, and not kept.
       const int64_t kept = std::min<int64_t>(kColumns, count - n);
       const W* w[kColumns];
       for (int64_t i = 0; i < kColumns; ++i) w[i] = weights + (n + std::min(i, kept - 1)) * a_.inputs;
+      // What follows is asked for while this is computed, evenly over all tiles: the memory takes only so many requests at a time.
+      const char* ahead = reinterpret_cast<const char*>(w[0]) + kAhead;
+      const int64_t steps = a_.inputs / Op::kStep;
       int64_t m = 0;
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t size = fewest + (tile < larger);
-        OneTile<kRows>(size, tile == 0, w, kept, line + m, out + m * width + n, width, sums + n);
+        const int fetch = tiles == 1 ? kColumns * kStepBytes / 64 : tile * steps * 64 < kColumns * a_.inputs * static_cast<int64_t>(sizeof(W));
+        OneTile<kRows>(size, tile == 0, fetch, ahead, w, kept, line + m, out + m * width + n, width, sums + n);
+        ahead += steps * 64 * fetch;
         m += size;
       }
     }
@@ -163,17 +169,23 @@ class Product {
 
   // A tile of `size` lines, at most MR.
   template <int MR>
-  void OneTile(int64_t size, bool first, const W* const* w, int64_t kept, int64_t line, typename Op::Sum* out, int64_t width,
-               typename Op::Sum* sums) const {
+  void OneTile(int64_t size, bool first, int fetch, const char* ahead, const W* const* w, int64_t kept, int64_t line, typename Op::Sum* out,
+               int64_t width, typename Op::Sum* sums) const {
     if constexpr (MR > 1) {
-      if (size < MR) return OneTile<MR - 1>(size, first, w, kept, line, out, width, sums);
+      if (size < MR) return OneTile<MR - 1>(size, first, fetch, ahead, w, kept, line, out, width, sums);
     }
     alignas(64) typename Op::Sum tile[MR * kColumns], tile_sums[kColumns];
-    if (first) {
-      Tile<Op, MR, kColumns, Op::kQuantizes, true>(x_ + line, w, a_.inputs, tile, tile_sums);
-      if constexpr (Op::kQuantizes) std::copy_n(tile_sums, kept, sums);
+    if (first && fetch > 1) {
+      Tile<Op, MR, kColumns, Op::kQuantizes, std::max(1, kColumns * kStepBytes / 64)>(x_ + line, w, a_.inputs, tile, tile_sums, ahead);
+    } else if (first) {
+      Tile<Op, MR, kColumns, Op::kQuantizes, 1>(x_ + line, w, a_.inputs, tile, tile_sums, ahead);
+    } else if (fetch > 0) {
+      Tile<Op, MR, kColumns, false, 1>(x_ + line, w, a_.inputs, tile, tile_sums, ahead);
     } else {
-      Tile<Op, MR, kColumns, false, false>(x_ + line, w, a_.inputs, tile, tile_sums);
+      Tile<Op, MR, kColumns, false, 0>(x_ + line, w, a_.inputs, tile, tile_sums, ahead);
+    }
+    if constexpr (Op::kQuantizes) {
+      if (first) std::copy_n(tile_sums, kept, sums);
     }
     for (int m = 0; m < MR; ++m) std::copy_n(tile + m * kColumns, kept, out + m * width);
   }

@@ -12,35 +12,6 @@ inline __m512i MultiplyAdd8(__m512i acc, __m512i unsigned_x, __m512i w) {
   return acc;
 }
 
-// Transposes 16 vectors of 16 numbers of 32 bits.
-inline void Transpose(__m512i* r) {
-  __m512i t[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  // Piece j of r[4 q + c] now holds column 4 j + c of rows 4 q to 4 q + 3.
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; ++c) {
-    const __m512i low = _mm512_shuffle_i32x4(r[c], r[4 + c], 0x88), high = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0x88);
-    const __m512i odd_low = _mm512_shuffle_i32x4(r[c], r[4 + c], 0xdd), odd_high = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0xdd);
-    t[c] = _mm512_shuffle_i32x4(low, high, 0x88);
-    t[8 + c] = _mm512_shuffle_i32x4(low, high, 0xdd);
-    t[4 + c] = _mm512_shuffle_i32x4(odd_low, odd_high, 0x88);
-    t[12 + c] = _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd);
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) r[i] = t[i];
-}
-
 constexpr int kPackedOutputs = 32, kPackedLines = 12;
 
 // 32 rows of weights, or as many as there are and zeros, as [inputs / 4][32][4]; `sums` gets the sum of each row.
@@ -57,7 +28,6 @@ inline void Pack(const int8_t* weights, int64_t rows, int64_t inputs, __m512i* t
         const int64_t row = 16 * half + i;
         const int8_t* const from = weights + row * inputs + k;
         r[i] = row < rows ? _mm512_maskz_loadu_epi8(some, from) : _mm512_setzero_si512();
-        __builtin_prefetch(from + 32 * inputs);
       }
       Transpose(r);
       const int64_t quads = (count + 3) / 4;
@@ -70,14 +40,17 @@ inline void Pack(const int8_t* weights, int64_t rows, int64_t inputs, __m512i* t
   }
 }
 
-// A tile of MR lines and 32 outputs, of which `kept` are stored.
-template <int MR>
-inline void PackedTile(const uint8_t* const* x, const __m512i* packed, int64_t inputs, int64_t kept, int32_t* out, int64_t width) {
+// A tile of MR lines and 32 outputs, of which `kept` are stored. `Fetch` lines of the cache are asked for in each step, from `ahead` on.
+template <int MR, int Fetch>
+inline void PackedTile(const uint8_t* const* x, const __m512i* packed, int64_t inputs, int64_t kept, int32_t* out, int64_t width,
+                       const char* ahead) {
   __m512i acc[2 * MR];
 #pragma GCC unroll 32
   for (int i = 0; i < 2 * MR; ++i) acc[i] = _mm512_setzero_si512();
   const int64_t quads = (inputs + 3) / 4;
   for (int64_t k = 0; k < quads; ++k) {
+#pragma GCC unroll 2
+    for (int line = 0; line < Fetch; ++line) __builtin_prefetch(ahead + 64 * (Fetch * k + line), 0, 2);
     const __m512i first = packed[2 * k], second = packed[2 * k + 1];
 #pragma GCC unroll 12
     for (int m = 0; m < MR; ++m) {
@@ -98,12 +71,14 @@ inline void PackedTile(const uint8_t* const* x, const __m512i* packed, int64_t i
 }
 
 template <int MR>
-inline void PackedTileOf(int64_t lines, const uint8_t* const* x, const __m512i* packed, int64_t inputs, int64_t kept, int32_t* out,
-                         int64_t width) {
+inline void PackedTileOf(int64_t lines, int fetch, const uint8_t* const* x, const __m512i* packed, int64_t inputs, int64_t kept, int32_t* out,
+                         int64_t width, const char* ahead) {
   if constexpr (MR > 1) {
-    if (lines < MR) return PackedTileOf<MR - 1>(lines, x, packed, inputs, kept, out, width);
+    if (lines < MR) return PackedTileOf<MR - 1>(lines, fetch, x, packed, inputs, kept, out, width, ahead);
   }
-  PackedTile<MR>(x, packed, inputs, kept, out, width);
+  if (fetch == 2) return PackedTile<MR, 2>(x, packed, inputs, kept, out, width, ahead);
+  if (fetch == 1) return PackedTile<MR, 1>(x, packed, inputs, kept, out, width, ahead);
+  PackedTile<MR, 0>(x, packed, inputs, kept, out, width, ahead);
 }
 
 // As Product::Columns.
@@ -117,10 +92,14 @@ inline void PackedColumns(const int8_t* weights, int64_t count, int64_t inputs, 
     int32_t row_sums[kPackedOutputs];
     Pack(weights + n * inputs, kept, inputs, scratch.data(), row_sums);
     std::copy_n(row_sums, kept, sums + n);
+    // The next rows are asked for meanwhile: a step is four inputs of 32 rows, two lines of the cache.
+    const char* ahead = reinterpret_cast<const char*>(weights + (n + kPackedOutputs) * inputs);
     int64_t m = 0;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t size = fewest + (tile < larger);
-      PackedTileOf<kPackedLines>(size, x + m, scratch.data(), inputs, kept, out + m * width + n, width);
+      const int fetch = tiles == 1 ? 2 : tile < 2 ? 1 : 0;
+      PackedTileOf<kPackedLines>(size, fetch, x + m, scratch.data(), inputs, kept, out + m * width + n, width, ahead);
+      ahead += (inputs + 3) / 4 * 64 * fetch;
       m += size;
     }
   }
