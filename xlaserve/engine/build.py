@@ -25,11 +25,12 @@ from xlaserve.engine.runner import Runner
 from xlaserve.engine.scheduler import Scheduler
 from xlaserve.errors import UnsupportedModelError
 from xlaserve.models.checkpoint import Checkpoint, open_checkpoint
-from xlaserve.models.config import ModelConfig
+from xlaserve.models.config import LoadFormat, ModelConfig
 from xlaserve.models.decoder import parameter_shapes
+from xlaserve.models.dummy_weights import DummyWeights
 from xlaserve.models.layers import checkpoint_rows
 from xlaserve.models.registry import model_config
-from xlaserve.models.weights import load_weights, placeholder_weights
+from xlaserve.models.weights import load_weights
 from xlaserve.paged.block_pool import BlockPool
 from xlaserve.paged.kv_events import KVEventLog
 from xlaserve.platforms.mesh import part_shape
@@ -53,6 +54,7 @@ class Plan:
         ladder: its buckets.
         spec: what its graphs have in common.
         weight_bytes: what its weights take on one device.
+        load_format: where they come from.
     """
 
     name: str
@@ -63,14 +65,16 @@ class Plan:
     ladder: Ladder
     spec: GraphSpec
     weight_bytes: int
+    load_format: LoadFormat = "auto"
 
     def describe(self) -> str:
         """The plan for a person: model, platform, memory in tokens, graphs."""
         limits, model = self.limits, self.model
         full = limits.kv_tokens / limits.max_model_len
+        weights = f"{self.weight_bytes / 2**20:,.0f} MiB{' of dummy weights' if self.load_format == 'dummy' else ''}"
         return "\n".join(
             (
-                f"model     {self.name} ({model.family}, {model.num_layers} layers, {self.weight_bytes / 2**20:,.0f} MiB, {limits.dtype})",
+                f"model     {self.name} ({model.family}, {model.num_layers} layers, {weights}, {limits.dtype})",
                 f"platform  {self.platform.name} ({self._devices()})",
                 f"memory    {limits.memory.describe()}",
                 (
@@ -98,6 +102,7 @@ class Plan:
         return EngineInfo(
             model_name=self.name,
             checkpoint=str(self.checkpoint.path),
+            load_format=self.load_format,
             max_model_len=self.limits.max_model_len,
             vocab_size=self.model.vocab_size,
             eos_ids=_eos_ids(self.checkpoint, self.model),
@@ -136,11 +141,11 @@ def make_plan(config: EngineConfig, platform: Platform | None = None) -> Plan:
     config = adopt_sizes(config)
     platform = platform or select_platform(config.device, config.memory_utilization, config.tensor_parallel_size or 1)
     platform = platform.configured(config.neuron)
-    checkpoint = open_checkpoint(config.model)
+    checkpoint = open_checkpoint(config.model, config.load_format)
     model = model_config(checkpoint.config)
     limits, ladder, spec, weight_bytes = plan_graphs(config, model, platform)
     name = config.served_model_name or checkpoint.name
-    return Plan(name, checkpoint, model, platform, limits, ladder, spec, weight_bytes)
+    return Plan(name, checkpoint, model, platform, limits, ladder, spec, weight_bytes, config.load_format)
 
 
 def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) -> tuple[Limits, Ladder, GraphSpec, int]:
@@ -255,15 +260,13 @@ def with_costs(
 
 
 def measure_costs(plan: Plan, stores: Stores, graphs: dict[Bucket | UpkeepBucket, Graph], progress: Progress) -> None:
-    """Have the costs that `build` needs in the store, measured with weights of no meaning: a run takes as long with them.
+    """Have the costs that `build` needs in the store, measured with dummy weights: a run takes as long with them.
 
     Where the device lacks the memory, the progress says so, and `build` will measure.
     """
 
     def measure() -> dict[Bucket, int]:
-        def load() -> tuple[Array, ...]:
-            return placeholder_weights(plan.spec.parameters(), plan.devices)
-
+        load = DummyWeights(plan.model, plan.spec.parameters(), plan.devices).make
         runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, load(), load, plan.platform.trim)
         runner.warm_up()
         return runner.measure()
@@ -283,13 +286,8 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
     plan = make_plan(config)
     for line in plan.describe().splitlines():
         progress(line)
-    devices, parameters = plan.devices, plan.spec.parameters()
-    rows = checkpoint_rows(plan.model, plan.limits.tensor_parallel_size)
+    load = _loader(plan)
     weights: list[tuple[Array, ...]] = []
-
-    def load() -> tuple[Array, ...]:
-        return load_weights(plan.checkpoint, parameters, devices, rows=rows)
-
     stores = open_stores(plan, config, progress)
     graphs = compile_graphs(plan, stores, config, progress, meanwhile=lambda: weights.append(load()))
     runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, weights.pop(), load, plan.platform.trim)
@@ -311,6 +309,15 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
     table = GraphTable(plan.ladder, {graph.bucket.name: GraphOrigin(graph.source, graph.seconds) for graph in graphs.values()})
     core = EngineCore(scheduler, runner, pool, limits.max_num_seqs, table, grammars=grammars, async_scheduling=config.async_scheduling)
     return Engine(plan, core, graphs)
+
+
+def _loader(plan: Plan) -> Callable[[], tuple[Array, ...]]:
+    """What gets the weights of a plan, at the start and after each sleep that gave them back."""
+    devices, parameters = plan.devices, plan.spec.parameters()
+    if plan.load_format == "dummy":
+        return DummyWeights(plan.model, parameters, devices).make
+    rows = checkpoint_rows(plan.model, plan.limits.tensor_parallel_size)
+    return lambda: load_weights(plan.checkpoint, parameters, devices, rows=rows)
 
 
 def _eos_ids(checkpoint: Checkpoint, model: ModelConfig) -> tuple[int, ...]:

@@ -15,11 +15,12 @@ from xlaserve.engine.kv_publisher import KVEventsConfig
 from xlaserve.engine.memory_plan import SMALLER, MemoryPlan, mebibytes
 from xlaserve.engine.seating import slot_bytes
 from xlaserve.errors import ConfigError
-from xlaserve.models.config import ModelConfig
+from xlaserve.models.config import LoadFormat, ModelConfig
 from xlaserve.platforms.neuron_options import NeuronOptions
 from xlaserve.platforms.platform import Platform
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+LOAD_FORMATS = ("auto", "dummy")
 SCHEDULING_POLICIES = ("fcfs", "priority")
 _OPTIONAL = (
     "max_model_len",
@@ -50,7 +51,8 @@ class EngineConfig:
     """What a user may set. None means: choose for the model and the platform.
 
     Args:
-        model: a directory, a .gguf file or a hub id; None is the demo model.
+        model: a directory, a .gguf file or a hub id; None is the demo model. With dummy weights also the name of an architecture.
+        load_format: "auto" reads the model's weights; "dummy" makes random ones of its shapes on the device.
         served_model_name: the name that requests use.
         device: "cpu", "cuda", "neuron" or another known platform; None takes an accelerator where there is one.
         dtype: of weights and KV: "auto", "float32", "bfloat16" or "float16".
@@ -84,6 +86,7 @@ class EngineConfig:
     """
 
     model: str | None = None
+    load_format: LoadFormat = "auto"
     served_model_name: str | None = None
     device: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -114,6 +117,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
+        if self.load_format not in LOAD_FORMATS:
+            raise ConfigError(f"load_format must be one of {', '.join(LOAD_FORMATS)}, got {self.load_format!r}.")
         for name, low in _LOWEST.items():
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:

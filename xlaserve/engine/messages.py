@@ -19,6 +19,7 @@ from xlaserve.engine.outputs import EngineStats, FinishReason, RequestMetrics
 from xlaserve.engine.request import Request
 from xlaserve.engine.sequence import Sequence
 from xlaserve.errors import EngineDeadError, XlaserveError
+from xlaserve.models.config import LoadFormat
 from xlaserve.sampling.beam_search import BeamSearchParams, Hypothesis
 from xlaserve.sampling.params import SamplingParams
 from xlaserve.sampling.scores import TokenScore
@@ -169,6 +170,7 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
         platform: the platform that it runs on.
         device: the kind of its device.
         dtype: of its weights and KV.
+        load_format: where its weights come from; the tokenizer is read accordingly.
     """
 
     model_name: str
@@ -185,6 +187,7 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
     platform: str = ""
     device: str = ""
     dtype: str = ""
+    load_format: LoadFormat = "auto"
 
 
 class Progress(msgspec.Struct, array_like=True, frozen=True, tag=0):

@@ -13,6 +13,9 @@ from xlaserve.errors import CheckpointError, UnsupportedModelError
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 
+LoadFormat = Literal["auto", "dummy"]
+"""Where weights come from: the model's files, or nowhere, as they are random."""
+
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",

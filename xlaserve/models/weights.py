@@ -43,28 +43,17 @@ def load_weights(
     Raises:
         CheckpointError: a tensor is missing, has another shape than the model's, or is not used by the model.
     """
-    sources = {name: _sources(name) for name in parameters}
-    _check_names(checkpoint, (source for names in sources.values() for source in names), "lm_head.weight" not in parameters)
+    tensors = {name: sources(name) for name in parameters}
+    _check_names(checkpoint, (source for names in tensors.values() for source in names), "lm_head.weight" not in parameters)
     placed: list[jax.Array] = []
     for name, parameter in parameters.items():
         hosts = [_aligned(part_shape(parameter), np.dtype(parameter.dtype)) for _ in devices]
-        if not sources[name]:
+        if not tensors[name]:
             for shard, host in enumerate(hosts):
                 host.fill(shard * rows["embed_tokens"].held)
         at = 0
-        for source in sources[name]:
+        for source in tensors[name]:
             at += _fill(hosts, at, source, checkpoint, parameter, rows)
-        placed.append(_place(hosts, parameter, devices))
-    return tuple(placed)
-
-
-def placeholder_weights(parameters: Mapping[str, jax.ShapeDtypeStruct], devices: Sequence[Device]) -> tuple[jax.Array, ...]:
-    """Parameters of the right shapes that mean nothing, to run graphs where no checkpoint is to be read."""
-    placed: list[jax.Array] = []
-    for parameter in parameters.values():
-        hosts = [_aligned(part_shape(parameter), np.dtype(parameter.dtype)) for _ in devices]
-        for host in hosts:
-            host.fill(0.01)
         placed.append(_place(hosts, parameter, devices))
     return tuple(placed)
 
@@ -100,7 +89,7 @@ def _place(hosts: Sequence[np.ndarray], parameter: jax.ShapeDtypeStruct, devices
     return join([jax.device_put(host, device) for host, device in zip(hosts, devices, strict=True)], parameter, devices)
 
 
-def _sources(name: str) -> tuple[str, ...]:
+def sources(name: str) -> tuple[str, ...]:
     """The checkpoint's tensors that make up one parameter."""
     *path, module, leaf = name.split(".")
     if leaf == FIRST_ROW:

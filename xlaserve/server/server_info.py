@@ -33,6 +33,7 @@ async def server_info(request: Request) -> Response:
         "platform": info.platform,
         "device": info.device,
         "dtype": info.dtype,
+        "load_format": info.load_format,
         "engine": {
             "max_model_len": info.max_model_len,
             "max_num_seqs": info.max_num_seqs,
