@@ -79,11 +79,11 @@ class DummyWeights:
         whole = Rows(array.shape[0], array.shape[0], len(self._devices))
         rows = tuple(self._rows.get(tensor.split(".")[-2], whole) for tensor in tensors)
         shape = part_shape(array)
-        columns = array.shape[1] if len(shape) > 1 else 1
+        columns = 1 if len(shape) == 1 else array.shape[-1]
         center, deviation = self._scale(name, columns)
         recipe = _Recipe(shape, np.dtype(array.dtype), rows, columns, center, deviation)
         # For each device: the first column, then the first row and the seed of each tensor.
-        width = 0 if shape[1:] == array.shape[1:] else shape[1]
+        width = 0 if shape[1:] == array.shape[1:] else shape[-1]
         table = [
             [shard * width, *(n for r, t in zip(rows, tensors, strict=True) for n in (r.of(shard).start, _seed(t)))] for shard in shards
         ]
