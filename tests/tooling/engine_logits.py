@@ -22,6 +22,7 @@ from xlaserve.models.registry import model_config
 from xlaserve.models.weights import load_weights
 from xlaserve.paged.attention import PagedKV, StepShape
 from xlaserve.platforms.mesh import AXIS, on_each_device, spread
+from xlaserve.platforms.platform import ExpertsKind
 
 BLOCK = 16
 
@@ -34,16 +35,19 @@ class LogitsEngine:
         attention: which implementation reads the cache.
         max_len: longest prompt in tokens.
         shards: CPU devices to split the model over.
+        experts: how a mixture of experts is computed.
     """
 
-    def __init__(self, path: Path | str, attention: str = "tiled", max_len: int = 2048, shards: int = 1) -> None:
+    def __init__(
+        self, path: Path | str, attention: str = "tiled", max_len: int = 2048, shards: int = 1, experts: ExpertsKind = "chosen"
+    ) -> None:
         checkpoint = open_checkpoint(path)
         whole = model_config(checkpoint.config)
         self.config = whole.shard(shards)
         self._shapes = parameter_shapes(self.config, jnp.dtype("float32"))
         self._names = tuple(self._shapes)
         self._params = load_weights(checkpoint, self._shapes, jax.devices("cpu")[:shards], rows=checkpoint_rows(whole, shards))
-        self._model = CausalLM(self.config, jnp.dtype("float32"))
+        self._model = CausalLM(self.config, jnp.dtype("float32"), experts=experts)
         self._attention: str = attention
         self._blocks = -(-max_len // BLOCK)
         self._step = functools.lru_cache(maxsize=None)(self._compile)

@@ -29,7 +29,7 @@ from xlaserve.models.config import ModelConfig
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
 from xlaserve.paged.attention import PagedKV, StepShape, copy_blocks
 from xlaserve.platforms.mesh import AXIS, on_each_device, part, sharding, spread
-from xlaserve.platforms.platform import Device, TopKKind
+from xlaserve.platforms.platform import Device, ExpertsKind, TopKKind
 from xlaserve.sampling.logprobs import score, score_places
 from xlaserve.sampling.sampler import SamplingRows, sample
 from xlaserve.sampling.scores import SCORE_WIDTH
@@ -68,6 +68,7 @@ class GraphSpec:
         branches: whether graphs may hold conditionals.
         top_k: how the largest numbers of a row are found.
         tensor_parallel_size: devices that the model is split over.
+        experts: how a mixture of experts is computed.
     """
 
     model: ModelConfig
@@ -79,6 +80,7 @@ class GraphSpec:
     branches: bool
     top_k: TopKKind
     tensor_parallel_size: int = 1
+    experts: ExpertsKind = "all"
 
     @property
     def share(self) -> ModelConfig:
@@ -108,7 +110,7 @@ class GraphSpec:
 def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
     """The step function of one bucket, ready to be traced."""
     names = tuple(spec.parameters())
-    model = CausalLM(spec.share, jnp.dtype(spec.dtype))
+    model = CausalLM(spec.share, jnp.dtype(spec.dtype), spec.top_k, spec.experts)
 
     def step(
         params: tuple[Array, ...], kv: tuple[Array, ...], state: SlotState, batch: Array, mask: Array

@@ -177,6 +177,7 @@ def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) ->
         branches=platform.branches,
         top_k=platform.top_k,
         tensor_parallel_size=limits.tensor_parallel_size,
+        experts=platform.experts,
     )
     return limits, ladder, spec, weight_bytes
 

@@ -14,8 +14,10 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from xlaserve.models.config import ModelConfig
+from xlaserve.models.experts import ExpertMLP
 from xlaserve.models.layers import Attend, Attention, Embedding, GatedMLP, Linear, RMSNorm
 from xlaserve.platforms.mesh import concatenated, spread, with_axis
+from xlaserve.platforms.platform import ExpertsKind, TopKKind
 
 
 class DecoderLayer(nn.Module):
@@ -24,6 +26,8 @@ class DecoderLayer(nn.Module):
     config: ModelConfig
     layer: int
     dtype: Any
+    top_k: TopKKind
+    experts: ExpertsKind
 
     @nn.compact
     def __call__(self, x: Array, positions: Array, attend: Attend) -> Array:
@@ -38,7 +42,10 @@ class DecoderLayer(nn.Module):
             mixed = GatedMLP(c, self.dtype, name="mlp")(norm("pre_feedforward_layernorm", x))
             return x + norm("post_feedforward_layernorm", mixed)
         x = x + attended
-        return x + GatedMLP(c, self.dtype, name="mlp")(norm("post_attention_layernorm", x))
+        normed = norm("post_attention_layernorm", x)
+        if c.experts is None or self.layer in c.dense_layers:
+            return x + GatedMLP(c, self.dtype, name="mlp")(normed)
+        return x + ExpertMLP(c, self.dtype, self.top_k, self.experts, name="mlp")(normed)
 
 
 class Backbone(nn.Module):
@@ -46,11 +53,13 @@ class Backbone(nn.Module):
 
     config: ModelConfig
     dtype: Any
+    top_k: TopKKind
+    experts: ExpertsKind
 
     def setup(self) -> None:
         c = self.config
         self.embed_tokens = Embedding(c.vocab_rows, c.hidden_size, self.dtype, c.shards)
-        self.blocks = [DecoderLayer(c, i, self.dtype, name=f"layers.{i}") for i in range(c.num_layers)]
+        self.blocks = [DecoderLayer(c, i, self.dtype, self.top_k, self.experts, name=f"layers.{i}") for i in range(c.num_layers)]
         self.norm = RMSNorm(c.norm_eps, c.unit_offset_norm, self.dtype)
 
     def __call__(self, tokens: Array, positions: Array, attend: Attend) -> Array:
@@ -70,6 +79,12 @@ class Backbone(nn.Module):
 class CausalLM(nn.Module):
     """A decoder with its output head.
 
+    Args:
+        config: the model, or what one device has of it.
+        dtype: of weights and activations.
+        top_k: how the router of a mixture of experts finds the most likely ones.
+        experts: how these are computed.
+
     Args of the call:
         tokens: int32 `[S, L]`, every value within the vocabulary.
         positions: int32 `[S, L]`, the place of each token in its sequence.
@@ -82,9 +97,11 @@ class CausalLM(nn.Module):
 
     config: ModelConfig
     dtype: Any
+    top_k: TopKKind = "sort"
+    experts: ExpertsKind = "all"
 
     def setup(self) -> None:
-        self.model = Backbone(self.config, self.dtype)
+        self.model = Backbone(self.config, self.dtype, self.top_k, self.experts)
         if not self.config.tie_embeddings:
             self.lm_head = Linear(self.config.vocab_rows, False, self.dtype, self.config.shards)
 

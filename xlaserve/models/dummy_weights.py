@@ -20,8 +20,8 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from xlaserve.models.config import ModelConfig
-from xlaserve.models.layers import FIRST_ROW, Rows, checkpoint_rows
-from xlaserve.models.weights import sources
+from xlaserve.models.layers import FIRST_ROW, Rows, checkpoint_rows, rows_key
+from xlaserve.models.weights import sources, whole_rows
 from xlaserve.platforms.mesh import AXIS, on_each_device, part_shape, sharding, spread
 from xlaserve.platforms.platform import Device
 from xlaserve.platforms.random_bits import mix
@@ -76,14 +76,14 @@ class DummyWeights:
             first = np.array(shards, np.int32) * self._rows["embed_tokens"].held
             return jax.device_put(first, sharding(array, self._devices))
         tensors = sources(name)
-        whole = Rows(array.shape[0], array.shape[0], len(self._devices))
-        rows = tuple(self._rows.get(tensor.split(".")[-2], whole) for tensor in tensors)
+        whole = whole_rows(array, len(self._devices))
+        rows = tuple(self._rows.get(rows_key(tensor), whole) for tensor in tensors)
         shape = part_shape(array)
         columns = 1 if len(shape) == 1 else array.shape[-1]
         center, deviation = self._scale(name, columns)
         recipe = _Recipe(shape, np.dtype(array.dtype), rows, columns, center, deviation)
         # For each device: the first column, then the first row and the seed of each tensor.
-        width = 0 if shape[1:] == array.shape[1:] else shape[-1]
+        width = 0 if shape[-1] == columns else shape[-1]
         table = [
             [shard * width, *(n for r, t in zip(rows, tensors, strict=True) for n in (r.of(shard).start, _seed(t)))] for shard in shards
         ]
@@ -106,16 +106,19 @@ class DummyWeights:
 
 def _numbers(recipe: _Recipe, places: Array) -> Array:
     """A device's part of a parameter; rows beyond the end of a tensor are 0."""
-    place = jax.lax.broadcasted_iota(jnp.uint32, recipe.shape, 0)
+    dimensions = len(recipe.shape)
+    place = jax.lax.broadcasted_iota(jnp.uint32, recipe.shape, max(0, dimensions - 2))
     row, seed, beyond = place, jnp.uint32(0), jnp.bool_(False)
     begin = 0
     for index, tensor in enumerate(recipe.rows):
         here = place >= begin
         own = place - jnp.uint32(begin) + places[2 * index + 1]
+        if dimensions == 3:
+            own += jax.lax.broadcasted_iota(jnp.uint32, recipe.shape, 0) * jnp.uint32(tensor.total)
         row, seed = jnp.where(here, own, row), jnp.where(here, places[2 * index + 2], seed)
-        beyond = jnp.where(here, own >= tensor.total, beyond)
+        beyond = jnp.where(here, own >= tensor.total, beyond) if dimensions == 2 else beyond
         begin += tensor.held
-    column = jax.lax.broadcasted_iota(jnp.uint32, recipe.shape, 1) + places[0] if len(recipe.shape) > 1 else jnp.uint32(0)
+    column = jax.lax.broadcasted_iota(jnp.uint32, recipe.shape, dimensions - 1) + places[0] if dimensions > 1 else jnp.uint32(0)
     bits = mix(mix(row * jnp.uint32(recipe.columns) + column + mix(seed)) + seed)
     # Evenly spread between -1 and 1, where the standard deviation is the root of 1/3.
     even = (bits >> 8).astype(jnp.float32) * jnp.float32(2**-23) - 1.0

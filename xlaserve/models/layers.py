@@ -63,8 +63,18 @@ def checkpoint_rows(config: ModelConfig, shards: int = 1) -> dict[str, Rows]:
     keys = Rows(config.num_kv_heads * config.head_dim, own.num_kv_heads * own.head_dim, max(1, shards // config.num_kv_heads))
     width = Rows(config.intermediate_size, own.intermediate_size)
     vocab = Rows(config.vocab_size, own.vocab_rows)
+    experts = {}
+    if config.experts is not None and own.experts is not None:
+        inner = Rows(config.experts.width, own.experts.width)
+        experts = {"experts.gate_proj": inner, "experts.up_proj": inner}
     projections = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "gate_proj": width, "up_proj": width}
-    return {**projections, "embed_tokens": vocab, "lm_head": vocab}
+    return {**projections, **experts, "embed_tokens": vocab, "lm_head": vocab}
+
+
+def rows_key(tensor: str) -> str:
+    """Under which name `checkpoint_rows` has one of the checkpoint's tensors; an expert's go by other widths than the MLP's."""
+    *path, module, _ = tensor.split(".")
+    return f"experts.{module}" if "experts" in path else module
 
 
 class Attend(Protocol):
@@ -163,10 +173,9 @@ class GatedMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c = self.config
-        width = c.intermediate_size
-        gate_up = Linear(2 * width, c.mlp_bias, self.dtype, c.shards, name="gate_up_proj")(x)
-        gated = activate(gate_up[..., :width], c.activation) * gate_up[..., width:]
-        return Linear(c.hidden_size, c.mlp_bias, self.dtype, c.shards, sums=True, name="down_proj")(gated)
+        gate_up = Linear(2 * c.intermediate_size, c.mlp_bias, self.dtype, c.shards, name="gate_up_proj")(x)
+        inner = gated(gate_up, c.activation)
+        return Linear(c.hidden_size, c.mlp_bias, self.dtype, c.shards, sums=True, name="down_proj")(inner)
 
 
 class Attention(nn.Module):
@@ -193,6 +202,12 @@ class Attention(nn.Module):
         )
         out = out.reshape(rows, length, c.num_heads * c.head_dim)
         return Linear(c.hidden_size, c.output_bias, self.dtype, c.shards, sums=True, name="o_proj")(out)
+
+
+def gated(gate_up: Array, activation: Activation) -> Array:
+    """`act(gate) * up` of `[..., 2 * width]`, gate first."""
+    width = gate_up.shape[-1] // 2
+    return activate(gate_up[..., :width], activation) * gate_up[..., width:]
 
 
 def activate(x: Array, activation: Activation) -> Array:

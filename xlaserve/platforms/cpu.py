@@ -112,4 +112,5 @@ CPU = CPUPlatform(
     branches=True,
     top_k="sort",
     install="JAX's CPU client comes with jaxlib: reinstall with `pip install --force-reinstall jaxlib`.",
+    experts="chosen",
 )

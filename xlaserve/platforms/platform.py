@@ -23,6 +23,8 @@ Device = Any
 
 TopKKind = Literal["sort", "neuron"]
 
+ExpertsKind = Literal["chosen", "all"]
+
 Family = Literal["context", "generate", "upkeep"]
 """Graphs of one kind: context encoding, token generation, and what tends the state between steps."""
 
@@ -45,6 +47,8 @@ class Platform:
         branches: whether a graph may hold conditionals.
         top_k: "sort" takes XLA's own top-k, "neuron" the AwsNeuronTopK custom call.
         install: what to do where the platform is asked for and absent.
+        experts: how a mixture of experts is computed: "chosen" takes one token and expert after the other; "all" multiplies by all experts,
+            or by copies of the chosen ones where these are less.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Platform:
     branches: bool
     top_k: TopKKind
     install: str
+    experts: ExpertsKind = "all"
 
     def configured(self, neuron: NeuronOptions | None) -> Platform:
         """The platform as the user wants it.
