@@ -224,7 +224,7 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
         shapes = replace(sizes, max_model_len=length)
         buckets = (*shapes.context(), *shapes.generate())
         tiled = platform.attention == "tiled"
-        workspace = workspace_bytes(share, itemsize, block_size, tiled, buckets) + weight_bytes // itemsize * widened
+        workspace = workspace_bytes(share, itemsize, block_size, tiled, buckets, platform.experts) + weight_bytes // itemsize * widened
         return replace(plan, workspace=workspace)
 
     def room(length: int) -> int:

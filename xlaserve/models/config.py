@@ -141,7 +141,7 @@ class ModelConfig:
         return tuple(n for n in range(1, self.num_heads + 1) if self.unsplit(n) is None)
 
     def unsplit(self, shards: int) -> str | None:
-        """What of the whole model cannot be split over so many devices, or None. Query heads and widths of MLP and experts must divide evenly;
+        """What of the whole model cannot be split over so many devices, or None. Query heads, MLP and expert widths must divide evenly;
         key and value heads too, or else each of them be copied to the same number of devices.
         """
         if self.num_heads % shards:
