@@ -26,7 +26,8 @@ HERE = Path(__file__).resolve().parent
 VENV = HERE / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 SIMULATION = "tests/platforms/simulated_neuron/requirements.txt"
-SOURCES = ("pyproject.toml", "constraints.txt", SIMULATION)
+KERNELS = sorted(path.relative_to(HERE).as_posix() for path in (HERE / "xlaserve" / "kernels" / "cpu").iterdir())
+SOURCES = ("pyproject.toml", "constraints.txt", SIMULATION, "hatch_build.py", "xlaserve/kernels/build.py", *KERNELS)
 
 
 def main() -> int:

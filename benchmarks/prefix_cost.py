@@ -2,7 +2,8 @@
 
     python -m benchmarks.prefix_cost [MODEL] [--prompts 12] [--length 1000]
 
-First the host's work alone, on a runner that computes nothing (`host_cost.py`); then whole requests on the model, both engines in turn.
+First the host's work alone, on a runner that computes nothing, as `xlaserve bench host` has it; then whole requests on the model, both
+engines in turn.
 The share is the host's extra work over the time of a request, which is steadier than the difference of two times.
 """
 
@@ -14,8 +15,8 @@ import random
 import statistics
 import time
 
-from benchmarks.host_cost import BLOCK, NoDevice
 from xlaserve import LLM, SamplingParams
+from xlaserve.bench.host import BLOCK, NoDevice
 from xlaserve.buckets.ladder import make_ladder
 from xlaserve.engine.core import EngineCore
 from xlaserve.engine.graph_table import GraphTable

@@ -53,7 +53,7 @@ def test_images_copy_and_start_what_is_there(dockerfile: Path) -> None:
             assert f"!{source}" in ignored, f"{source} is not sent to the builder"
     assert found["USER"] == ["xlaserve"]
     assert re.search(r"http://127.0.0.1:8000(/\w+)", found["HEALTHCHECK"][0])[1] in routes()  # type: ignore[index]
-    extras = re.search(r'"\.\[([\w,-]+)\]"', " ".join(found["RUN"]))
+    extras = re.search(r'(?:"\.|whl\))\[([\w,-]+)\]"', " ".join(found["RUN"]))
     assert extras is not None
     declared = re.search(r"\[project\.optional-dependencies\](.*?)\n\[", (ROOT / "pyproject.toml").read_text(), re.DOTALL)
     assert declared is not None

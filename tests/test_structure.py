@@ -14,14 +14,16 @@ import xlaserve
 ROOT = Path(xlaserve.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 ALLOWED: dict[str, set[str]] = {
-    "platforms": set(),
-    "models": {"platforms"},
-    "paged": {"models", "platforms"},
+    "kernels": set(),
+    "platforms": {"kernels"},
+    "models": {"kernels", "platforms"},
+    "paged": {"kernels", "models", "platforms"},
     "sampling": {"models", "platforms"},
-    "buckets": {"paged", "sampling", "models", "platforms"},
+    "buckets": {"kernels", "paged", "sampling", "models", "platforms"},
     "engine": {"buckets", "paged", "sampling", "models", "platforms"},
     "server": {"engine", "buckets", "paged", "sampling", "models", "platforms"},
-    "commands": {"server", "engine", "buckets", "paged", "sampling", "models", "platforms"},
+    "bench": {"kernels", "engine", "buckets", "paged", "sampling", "models", "platforms"},
+    "commands": {"kernels", "bench", "server", "engine", "buckets", "paged", "sampling", "models", "platforms"},
 }
 """Package -> packages that it may import besides itself and `xlaserve.errors`."""
 
@@ -45,6 +47,14 @@ HOST_ONLY = (
     "engine.engine_process",
     "engine.engine_main",
     "server.lifecycle",
+    "bench.serve",
+    "bench.serve_metrics",
+    "bench.server_process",
+    "bench.workload",
+    "bench.graph_work",
+    "bench.graph_batch",
+    "bench.result",
+    "commands.bench_flags",
     "paged.block_pool",
     "paged.kv_events",
     "engine.kv_publisher",

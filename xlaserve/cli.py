@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from xlaserve import __version__
-from xlaserve.commands import artifacts, chat, compile, complete, doctor, lint, run_batch, serve
+from xlaserve.commands import artifacts, bench, chat, compile, complete, doctor, lint, run_batch, serve
 from xlaserve.commands.config_file import add_config_argument, config_arguments
 from xlaserve.errors import ConfigError, XlaserveError
 
@@ -19,6 +19,7 @@ _COMMANDS = {
     "chat": chat,
     "complete": complete,
     "run-batch": run_batch,
+    "bench": bench,
     "lint": lint,
     "doctor": doctor,
 }

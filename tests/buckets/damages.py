@@ -313,6 +313,7 @@ CASES: dict[str, Case] = {
     "program: another KV spec": Case(program={"kv": {"arrays": 4, "shape": [3, 1, 16, 8], "dtype": "float32"}}),
     "program: another platform": Case(program={"platform": "neuron"}),
     "program: another attention": Case(program={"attention": "gather"}),
+    "program: with native kernels": Case(program={"kernels": "cpu-1"}),
     "program: another precision": Case(program={"jax_config": {"jax_default_matmul_precision": "highest", "jax_enable_x64": False}}),
     "program: another source": Case(program={"source": "8899aabbccddeeff"}),
     # Another machine.

@@ -68,7 +68,7 @@ def test_padding_is_a_greedy_token_of_the_null_block_into_the_spare_place(bucket
     assert batch.shape == (bucket.rows, row_width(bucket))
     assert batch.dtype == np.int32
     assert (batch[:, Header.SLOT] == SLOTS).all()
-    assert (batch[:, Header.LENGTH] == 1).all()
+    assert (batch[:, Header.LENGTH] == 0).all()
     assert (batch[:, Header.START] == 0).all()
     assert (as_float(batch[:, Header.TEMPERATURE]) == 0).all()
     assert (as_float(batch[:, [Header.TOP_P, Header.REPETITION]]) == 1).all()
@@ -127,7 +127,7 @@ def test_generate_rows() -> None:
     batch = builder([4], [], [6, 7]).generate(GenerateStep(GENERATE, (first, second), (5, 3)))
     assert batch[:, Header.SLOT].tolist() == [2, 0, SLOTS, SLOTS]
     assert batch[:, Header.START].tolist() == [5, 3, 0, 0]
-    assert batch[:, Header.LENGTH].tolist() == [1, 1, 1, 1]
+    assert batch[:, Header.LENGTH].tolist() == [1, 1, 0, 0]
     assert batch[:, Header.PLACE].tolist() == [3, 1, 0, 0]
     assert batch[:, Header.TOP_K].tolist() == [0, 0, 0, 0]
     assert batch[0, [Header.SEED_LOW, Header.SEED_HIGH]].tolist() == [-1, -1]

@@ -54,6 +54,14 @@ def likely(output: Any) -> list[Any]:
     return [entry for place in output.outputs[0].logprobs for entry in place.values()]
 
 
+def test_weights_of_8_bits(configured: str) -> None:
+    with LLM(configured, device="cpu", quantization="int8", **SIZES) as llm:
+        outputs = llm.generate(PROMPTS, DRAWN)
+        assert "of dummy weights, int8 weights, float32)" in llm.info.plan
+    assert all(len(set(output.outputs[0].token_ids)) > 5 for output in outputs), "logits vary"
+    assert all(-12 < place.logprob < -0.5 for output in outputs for place in likely(output)), "and are no extremes"
+
+
 def test_it_is_the_same_model_over_devices(configured: str, tokens: list[list[int]]) -> None:
     with LLM(configured, device="cpu", tensor_parallel_size=2, **SIZES) as llm:
         assert [output.outputs[0].token_ids for output in llm.generate(PROMPTS, DRAWN)] == tokens

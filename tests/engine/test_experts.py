@@ -20,6 +20,7 @@ from xlaserve.buckets.executable import memory
 from xlaserve.buckets.graphs import lower
 from xlaserve.buckets.ladder import ContextBucket, GenerateBucket
 from xlaserve.buckets.workspace import workspace_bytes
+from xlaserve.engine import build
 from xlaserve.engine.build import make_plan
 from xlaserve.engine.config import EngineConfig
 from xlaserve.errors import CheckpointError, ConfigError
@@ -54,6 +55,13 @@ def test_memory_is_planned(kind: ExpertsKind, tiny_model: Tiny) -> None:
         needed = workspace_of(memory(lower(spec, bucket, plan.devices).compile()))
         assert needed is not None
         assert needed <= workspace_bytes(plan.model, 4, spec.block_size, True, (bucket,), kind)
+
+
+def test_weights_of_8_bits_are_refused_before_any_is_read(tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "load_weights", lambda *_args, **_options: pytest.fail("nothing is to be loaded"))
+    config = EngineConfig(model=str(tiny_model("qwen3_moe")), quantization="int8", **TINY_ENGINE)
+    with pytest.raises(ConfigError, match=r"'int8' is not for a mixture of experts, which qwen3_moe is: .*Leave out --quantization"):
+        build.build(config, lambda _line: None)
 
 
 @pytest.mark.parametrize("normalized", [True, False])

@@ -6,6 +6,7 @@ import json
 import random
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from tests.tooling.tiny_models import FAMILIES, tiny_config
 from xlaserve.errors import CheckpointError
 from xlaserve.models.architectures import NAMED
 from xlaserve.models.checkpoint import open_checkpoint, open_config
+from xlaserve.models.config import Quantization
 from xlaserve.models.decoder import parameter_shapes
 from xlaserve.models.dummy_weights import DummyWeights
-from xlaserve.models.layers import FIRST_ROW, FUSED, checkpoint_rows
+from xlaserve.models.layers import FIRST_ROW, FUSED, SCALE, checkpoint_rows
 from xlaserve.models.registry import model_config
 from xlaserve.models.source import HUB_PATTERNS
 from xlaserve.models.stand_in_tokenizer import stand_in_tokenizer
@@ -106,9 +108,9 @@ def test_any_text_has_ids_and_any_id_has_text() -> None:
         stand_in_tokenizer(128)
 
 
-def made(config: dict[str, Any], shards: int = 1, dtype: str = "float32") -> dict[str, jax.Array]:
+def made(config: dict[str, Any], shards: int = 1, dtype: str = "float32", quantization: Quantization | None = None) -> dict[str, jax.Array]:
     model = model_config(config)
-    shapes = parameter_shapes(model.shard(shards), jnp.dtype(dtype))
+    shapes = parameter_shapes(replace(model.shard(shards), quantization=quantization), jnp.dtype(dtype))
     weights = DummyWeights(model, shapes, jax.devices("cpu")[:shards]).make()
     for shape, array in zip(shapes.values(), weights, strict=True):
         assert (array.shape, array.dtype) == (shape.shape, shape.dtype)
@@ -159,6 +161,25 @@ def test_devices_have_parts_of_the_same_model(family: str, shards: int) -> None:
                 width = found.shape[1]
                 expected = expected[:, shard * width : (shard + 1) * width]
             assert np.array_equal(found, expected), (name, shard)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_steps_of_8_bits_are_scaled_as_numbers_are(shards: int) -> None:
+    """Rows are as wide as in any other type; rows that no token has are 0, and so are their scales."""
+    config = tiny_config("qwen2") | {"vocab_size": 509}
+    weights = made(config, shards, quantization="int8")
+    whole = made(config, quantization="int8")
+    scaled = [name for name in weights if name.endswith(SCALE)]
+    assert {name.removesuffix("_scale") for name in scaled} == {name for name, array in weights.items() if array.dtype == jnp.int8}
+    for name in scaled:
+        scale, steps = np.asarray(weights[name]), np.asarray(weights[name.removesuffix("_scale")])
+        if "embed_tokens" in name or "lm_head" in name:
+            assert not scale[509:].any()
+            assert not steps[509:].any()
+            scale, steps = scale[:509], steps[:509]
+        assert np.array_equal(scale, np.asarray(whole[name])[: len(scale)])
+        assert (steps.min(), steps.max()) == (-127, 127)
+        assert abs((steps * scale[:, None]).std() * steps.shape[1] ** 0.5 - 1) < 0.05, name
 
 
 def test_a_model_is_the_same_in_any_type_and_time() -> None:

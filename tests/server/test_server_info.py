@@ -19,6 +19,8 @@ def test_what_a_server_is() -> None:
             info = live.client.get(path).json()
             assert (info["version"], info["model"], info["platform"], info["dtype"]) == (__version__, "scripted/model", "scripted", "text")
             assert info["load_format"] == "auto"
+            assert info["kernels"] == "none"
+            assert info["quantization"] is None
             assert info["versions"].keys() >= {"jax", "fastapi"}
             assert (info["engine"]["block_size"], info["engine"]["max_model_len"]) == (16, 128)
             assert (info["server"]["api_key"], info["server"]["tls"]) == (True, False)

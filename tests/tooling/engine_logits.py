@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from xlaserve.models.checkpoint import open_checkpoint
+from xlaserve.models.config import Quantization
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
 from xlaserve.models.layers import checkpoint_rows
+from xlaserve.models.operations import XlaOperations
 from xlaserve.models.registry import model_config
 from xlaserve.models.weights import load_weights
 from xlaserve.paged.attention import PagedKV, StepShape
+from xlaserve.paged.kernel_operations import KernelOperations
 from xlaserve.platforms.mesh import AXIS, on_each_device, spread
 from xlaserve.platforms.platform import ExpertsKind
 
@@ -32,23 +36,33 @@ class LogitsEngine:
 
     Args:
         path: the checkpoint.
-        attention: which implementation reads the cache.
+        attention: which implementation reads the cache, unless kernels do.
         max_len: longest prompt in tokens.
         shards: CPU devices to split the model over.
         experts: how a mixture of experts is computed.
+        quantization: how weights are kept; None for float32.
+        kernels: whether to compute with the CPU kernels, which have to be there.
     """
 
     def __init__(
-        self, path: Path | str, attention: str = "tiled", max_len: int = 2048, shards: int = 1, experts: ExpertsKind = "chosen"
+        self,
+        path: Path | str,
+        attention: str = "tiled",
+        max_len: int = 2048,
+        shards: int = 1,
+        experts: ExpertsKind = "chosen",
+        quantization: Quantization | None = None,
+        kernels: bool = False,
     ) -> None:
         checkpoint = open_checkpoint(path)
         whole = model_config(checkpoint.config)
-        self.config = whole.shard(shards)
+        self.config = replace(whole.shard(shards), quantization=quantization)
         self._shapes = parameter_shapes(self.config, jnp.dtype("float32"))
         self._names = tuple(self._shapes)
         self._params = load_weights(checkpoint, self._shapes, jax.devices("cpu")[:shards], rows=checkpoint_rows(whole, shards))
         self._model = CausalLM(self.config, jnp.dtype("float32"), experts=experts)
         self._attention: str = attention
+        self._kernels = kernels
         self._blocks = -(-max_len // BLOCK)
         self._step = functools.lru_cache(maxsize=None)(self._compile)
 
@@ -67,18 +81,20 @@ class LogitsEngine:
             used = np.zeros_like(table)
             needed = -(-(start + count) // BLOCK)
             used[:, :needed] = table[:, :needed]
-            kv, logits = self._step(length)(self._params, kv, tokens, np.array([start], np.int32), used)
+            kv, logits = self._step(length)(self._params, kv, tokens, np.array([[start], [count]], np.int32), used)
             rows.append(np.asarray(logits)[0, :count])
         return np.concatenate(rows)
 
     def _compile(self, length: int) -> Any:
-        def step(params: Any, kv: Any, tokens: Any, start: Any, table: Any) -> Any:
+        def step(params: Any, kv: Any, tokens: Any, place: Any, table: Any) -> Any:
+            start, count = place
             positions = start[:, None] + jnp.arange(length, dtype=jnp.int32)
             cache = PagedKV(list(zip(kv[::2], kv[1::2], strict=True)), StepShape(positions, table, BLOCK), self._attention)
-            logits = self._model.apply({"params": parameter_tree(self._names, params)}, tokens, positions, cache.attend)
+            operations = KernelOperations(cache, count) if self._kernels else XlaOperations(cache.attend)
+            logits = self._model.apply({"params": parameter_tree(self._names, params)}, operations, tokens, positions)
             return tuple(array for pair in cache.layers for array in pair), logits
 
-        batch = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, length), (1,), (1, self._blocks))]
+        batch = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, length), (2, 1), (1, self._blocks))]
         logits = jax.ShapeDtypeStruct((1, length, self.config.vocab_size), jnp.float32)
         *batch, logits = (spread(array, self.config.shards) for array in (*batch, logits))
         arguments = (tuple(self._shapes.values()), self._kv(), *batch)

@@ -14,7 +14,7 @@ With `tensor_parallel_size` devices each of them runs these functions with its p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,9 +25,11 @@ from jax.sharding import PartitionSpec
 
 from xlaserve.buckets.ladder import BLANK, COPIES, COPY, SEAT, Bucket, ContextBucket, GenerateBucket, UpkeepBucket
 from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, mask_width, row_width, table_at
-from xlaserve.models.config import ModelConfig
+from xlaserve.models.config import ModelConfig, Quantization
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
+from xlaserve.models.operations import Operations, XlaOperations
 from xlaserve.paged.attention import PagedKV, StepShape, copy_blocks
+from xlaserve.paged.kernel_operations import KernelOperations
 from xlaserve.platforms.mesh import AXIS, on_each_device, part, sharding, spread
 from xlaserve.platforms.platform import Device, ExpertsKind, TopKKind
 from xlaserve.sampling.logprobs import score, score_places
@@ -60,7 +62,7 @@ class GraphSpec:
 
     Args:
         model: the model.
-        dtype: of weights and KV, as a NumPy name.
+        dtype: of weights that are not quantized, of activations and of KV, as a NumPy name.
         num_blocks: KV blocks, the null block included.
         block_size: tokens per block.
         max_num_seqs: sequence slots.
@@ -69,6 +71,8 @@ class GraphSpec:
         top_k: how the largest numbers of a row are found.
         tensor_parallel_size: devices that the model is split over.
         experts: how a mixture of experts is computed.
+        kernels: native kernels that graphs may call: "none", or their library's version.
+        quantization: how weights of products and embeddings are kept; None for `dtype`.
     """
 
     model: ModelConfig
@@ -81,11 +85,13 @@ class GraphSpec:
     top_k: TopKKind
     tensor_parallel_size: int = 1
     experts: ExpertsKind = "all"
+    kernels: str = "none"
+    quantization: Quantization | None = None
 
     @property
     def share(self) -> ModelConfig:
         """The model as one device has it."""
-        return self.model.shard(self.tensor_parallel_size)
+        return replace(self.model.shard(self.tensor_parallel_size), quantization=self.quantization)
 
     def whole(self, tree: Any) -> Any:
         """Descriptions of arrays that every device has whole."""
@@ -115,7 +121,8 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
     def step(
         params: tuple[Array, ...], kv: tuple[Array, ...], state: SlotState, batch: Array, mask: Array
     ) -> tuple[tuple[Array, ...], SlotState, StepOutput]:
-        slot, start, length = batch[:, Header.SLOT], batch[:, Header.START], batch[:, Header.LENGTH]
+        slot, start, lengths = batch[:, Header.SLOT], batch[:, Header.START], batch[:, Header.LENGTH]
+        length = jnp.maximum(lengths, 1)  # padding rows have no token, and are computed like rows of one
         if isinstance(bucket, GenerateBucket):
             given = batch[:, Header.TOKEN]
             tokens = jnp.where(given > 0, jnp.maximum(given - 1, 0), state.last_tokens.at[slot].get(mode="promise_in_bounds"))[:, None]
@@ -126,13 +133,15 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
         layers = list(zip(kv[::2], kv[1::2], strict=True))
         shape = StepShape(positions, batch[:, table_at(bucket) :], spec.block_size)
         cache = PagedKV(layers, shape, spec.attention)
+        operations, everywhere = (_operations(spec, cache, real) for real in (lengths, None))
         variables = {"params": parameter_tree(names, params)}
-        hidden: Any = model.apply(variables, tokens, positions, cache.attend, method="hidden")
+        hidden: Any = model.apply(variables, operations, tokens, positions, method="hidden")
 
-        def head(x: Array) -> Any:
-            return model.apply(variables, x, method="head")
+        def head(x: Array, operations: Operations = everywhere) -> Any:
+            return model.apply(variables, operations, x, method="head")
 
-        logits = head(jnp.take_along_axis(hidden, length[:, None, None] - 1, axis=1, mode="promise_in_bounds")[:, 0])
+        last = jnp.take_along_axis(hidden, length[:, None, None] - 1, axis=1, mode="promise_in_bounds")[:, 0]
+        logits = head(last, operations)
         adjusted = adjust(logits, state, slot, _adjustment(batch), branches=spec.branches)
         sampled = sample(adjusted, _sampling(batch, mask), branches=spec.branches)
         scores = score(logits, sampled, batch[:, Header.LOGPROBS], branches=spec.branches, kind=spec.top_k)
@@ -147,6 +156,11 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
 
     step.__name__ = bucket.name.replace("-", "_")
     return step
+
+
+def _operations(spec: GraphSpec, cache: PagedKV, lengths: Array | None) -> Operations:
+    """What a step computes with; of each row `lengths` places hold a token, or all where it is None."""
+    return XlaOperations(cache.attend) if spec.kernels == "none" else KernelOperations(cache, lengths)
 
 
 def make_blank(spec: GraphSpec) -> tuple[tuple[Array, ...], SlotState]:

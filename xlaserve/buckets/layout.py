@@ -21,7 +21,7 @@ class Header(IntEnum):
 
     SLOT = 0  # place in the table of last tokens; the spare one at the end for padding and for chunks that sample nothing
     START = auto()  # position of the row's first token
-    LENGTH = auto()  # tokens in the row; the last of them is sampled from
+    LENGTH = auto()  # tokens in the row, 0 of padding; the last of them is sampled from
     TEMPERATURE = auto()
     TOP_K = auto()
     TOP_P = auto()

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import msgspec
 
 from xlaserve.errors import ArtifactError
+from xlaserve.kernels.build import COMMAND
 
 SCHEMA = 3
 NAME = "manifest.json"
@@ -158,6 +159,19 @@ def differences(here: Any, there: Any, field: str = "") -> list[str]:
             return [line for at, pair in enumerate(zip(here, there, strict=True)) for line in differences(*pair, f"{field}[{at}]")]
         return [f"{field}: {len(here)} entries here, {len(there)} in the artifact"]
     return [] if here == there else [f"{field}: {_shown(here)} here, {_shown(there)} in the artifact"]
+
+
+def program_differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """As `differences`, with the remedy where it is the native kernels: they can be built, or left alone."""
+    apart = differences(here, there)
+    match here.get("kernels"), there.get("kernels"):
+        case "none", str():
+            remedy = f"install them with `{COMMAND}`, or compile without them"
+        case str(), "none":
+            remedy = "do without them: --kernels none"
+        case _:
+            return apart
+    return [f"{line} ({remedy})" if line.startswith("kernels: ") else line for line in apart]
 
 
 def machine_differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:

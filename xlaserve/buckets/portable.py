@@ -16,10 +16,13 @@ from xlaserve.buckets.executable import first_line
 from xlaserve.buckets.graphs import GraphSpec, entry, lower_entry
 from xlaserve.buckets.ladder import Bucket, UpkeepBucket
 from xlaserve.errors import ArtifactError
+from xlaserve.kernels.library import TARGETS
 from xlaserve.platforms.platform import Device
 
-_CUSTOM_CALLS = ("AwsNeuronTopK", "AwsNeuronCustomNativeKernel")
-"""What graphs may call that only the target's compiler knows; JAX keeps no promise of compatibility for these, the target's maker does."""
+_CUSTOM_CALLS = ("AwsNeuronTopK", "AwsNeuronCustomNativeKernel", *TARGETS)
+"""What graphs may call that only the target's compiler, or our own library, knows; JAX keeps no promise of compatibility for these, the
+target's maker does, and of ours the version is part of what a graph depends on.
+"""
 
 
 def export(spec: GraphSpec, bucket: Bucket | UpkeepBucket, jax_name: str) -> bytes:

@@ -33,10 +33,10 @@ from xlaserve.buckets.manifest import (
     FileRecord,
     GraphRecord,
     Manifest,
-    differences,
     digest,
     encode,
     plain,
+    program_differences,
     read_manifest,
     shorten,
 )
@@ -237,7 +237,7 @@ class GraphStore:
             manifest = read_manifest(self.directory)
         except ArtifactError:
             return
-        if manifest is not None and (apart := differences(self._program, manifest.program)):
+        if manifest is not None and (apart := program_differences(self._program, manifest.program)):
             raise ArtifactError(f"{self.directory}: holds another artifact ({shorten(apart)}); choose another directory or remove it")
 
     @contextmanager
@@ -299,7 +299,7 @@ class GraphStore:
 
     def _manifest(self) -> Manifest | None:
         manifest = read_manifest(self.directory)
-        if manifest is not None and (apart := differences(self._program, manifest.program)):
+        if manifest is not None and (apart := program_differences(self._program, manifest.program)):
             raise ArtifactError(shorten(apart))
         return manifest
 

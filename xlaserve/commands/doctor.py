@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xlaserve import __version__
+from xlaserve.platforms.cpu import cpu_features, cpu_model, usable_cores
 
 SUMMARY = "versions, devices, memory, caches, and what is missing"
 
@@ -108,18 +109,21 @@ def examine(compile_cache: str | None = None) -> dict[str, Any]:
     packages = {name: _version(name) for name in _PACKAGES}
     plugins = {name: version for name in _PLUGINS if (version := _version(name)) is not None}
     jax = _probe_jax()
+    present = set(cpu_features())
+    features = [name for name in _CPU_FEATURES if name in present]
     neuron = _neuron() or any(name in plugins for name in ("jax-neuronx", "libneuronxla", "neuronx-cc"))
     return {
         "xlaserve": __version__,
         "python": platform.python_version(),
         "executable": sys.executable,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "usable_cores": _usable_cores(), "features": _cpu_features()},
+        "cpu": {"model": cpu_model(), "cores": os.cpu_count(), "usable_cores": usable_cores(), "features": features},
         "memory_bytes": _memory(),
         "packages": packages,
         "plugins": plugins,
         "jax": jax,
         "platforms": _platforms(jax),
+        "kernels": _kernels(),
         "neuron": examine_neuron() if neuron else None,
         "hardware": {"nvidia": _nvidia(), "neuron": _neuron()},
         "compile_cache": _folder(Path(compile_cache) if compile_cache else default_root()),
@@ -136,6 +140,16 @@ def _platforms(jax: dict[str, Any]) -> dict[str, dict[str, Any]]:
     # JAX calls devices of its CUDA backend "gpu".
     there = {name for device in jax.get("devices", []) for name in (device["platform"], "cuda" if device["platform"] == "gpu" else None)}
     return {name: {"available": known.jax_name in there, "install": known.install} for name, known in platforms().items()}
+
+
+def _kernels() -> dict[str, str | None]:
+    """The native kernels for CPU: their version and instruction set, or why there are none."""
+    from xlaserve.kernels.library import Library, open_library
+
+    found = open_library()
+    if isinstance(found, Library):
+        return {"version": found.version, "instruction_set": found.instruction_set, "absence": None}
+    return {"version": None, "instruction_set": None, "absence": found}
 
 
 def _problems(packages: dict[str, str | None], jax: dict[str, Any]) -> list[str]:
@@ -190,29 +204,6 @@ def _probe_jax() -> dict[str, Any]:
         return {"error": last[-1] if last else f"it ended with exit code {done.returncode}"}
 
 
-def _cpu_info() -> dict[str, str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
-    return {key.strip().lower(): value.strip() for key, _, value in pairs}
-
-
-def _cpu_model() -> str:
-    return _cpu_info().get("model name") or platform.processor() or platform.machine()
-
-
-def _cpu_features() -> list[str]:
-    info = _cpu_info()
-    present = set((info.get("flags") or info.get("features") or "").split())
-    return [name for name in _CPU_FEATURES if name in present]
-
-
-def _usable_cores() -> int | None:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def _memory() -> dict[str, int | None]:
     sizes: dict[str, int] = {}
     try:
@@ -255,7 +246,7 @@ def _folder(path: Path) -> dict[str, Any]:
 
 
 def _text(report: dict[str, Any]) -> str:
-    cpu, memory, jax = report["cpu"], report["memory_bytes"], report["jax"]
+    cpu, memory, jax, kernels = report["cpu"], report["memory_bytes"], report["jax"], report["kernels"]
     lines = [
         f"xlaserve {report['xlaserve']}, Python {report['python']} ({report['executable']})",
         f"system         {report['system']}",
@@ -265,6 +256,8 @@ def _text(report: dict[str, Any]) -> str:
         "packages       " + ", ".join(f"{name} {version or 'MISSING'}" for name, version in report["packages"].items()),
         "plugins        " + (", ".join(f"{name} {version}" for name, version in report["plugins"].items()) or "none: CPU only"),
         "platforms      " + ", ".join(f"{name}{'' if known['available'] else ' (absent)'}" for name, known in report["platforms"].items()),
+        "kernels        "
+        + (f"none: {kernels['absence']}" if kernels["absence"] else f"{kernels['version']}, {kernels['instruction_set']} (for cpu)"),
         f"backend        {jax.get('backend', 'unknown')}",
     ]
     for device in jax.get("devices", []):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from xlaserve.engine.environment import with_environment
@@ -22,6 +24,7 @@ ENGINE_FIELDS = (
     "load_format",
     "device",
     "dtype",
+    "quantization",
     "max_model_len",
     "max_num_seqs",
     "max_num_batched_tokens",
@@ -32,6 +35,7 @@ ENGINE_FIELDS = (
     "context_buckets",
     "generate_buckets",
     "neuron",
+    "kernels",
     "compile_cache",
     "artifacts",
     "artifacts_only",
@@ -111,6 +115,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     device = "the platform to run on: cpu, cuda, neuron or an installed package's (default: XLASERVE_PLATFORM, else the best one found)"
     group.add_argument("--device", metavar="NAME", help=device)
     group.add_argument("--dtype", default="auto", metavar="DTYPE", help="of weights and activations, such as bfloat16 (default: auto)")
+    quantized = "keep weights in 8 bits and compute with integers (cpu): less memory, faster, nearly the same answers (default: off)"
+    group.add_argument("--quantization", choices=("int8",), help=quantized)
     longest_help = "longest prompt and output together, in tokens; 8k, 8K; auto, the default, is what the model and the memory allow"
     group.add_argument("--max-model-len", type=longest, metavar="N", help=longest_help)
     group.add_argument("--max-num-seqs", type=whole, metavar="N", help="most sequences that are generated at the same time")
@@ -127,6 +133,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--generate-buckets", type=lengths, metavar="N,N", help=generate)
     neuron = "options of the Neuron platform, as docs/platforms.md lists them"
     group.add_argument("--override-neuron-config", dest="neuron", type=neuron_options, metavar="JSON", help=neuron)
+    kernels = "native kernels for the platform cpu: where they are there (auto, the default), not, or as a condition (native)"
+    group.add_argument("--kernels", choices=("auto", "none", "native"), default="auto", help=kernels)
     group.add_argument("--compile-cache", metavar="DIR", help="where compiled graphs are kept")
     group.add_argument("--artifacts", metavar="DIR", help="load graphs, and sizes not given here, from what `compile -o DIR` made")
     group.add_argument("--artifacts-only", action="store_true", help="fail, and say why, rather than compile a graph")
@@ -151,3 +159,27 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """The parsed flags, and what the environment says of the engine, as keyword arguments for `EngineConfig`, the model left out."""
     return with_environment({name: getattr(args, name) for name in ENGINE_FIELDS}, os.environ)
+
+
+def engine_arguments(args: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """The model and the engine's flags as they would be written for another process; what has its default is left out."""
+    parser = argparse.ArgumentParser()
+    add_engine_arguments(parser)
+    flags: list[str] = []
+    for action in parser._actions:  # type: ignore[reportPrivateUsage]
+        if action.dest in ENGINE_FIELDS and (value := getattr(args, action.dest)) != action.default:
+            flag = max(action.option_strings, key=len)
+            if isinstance(value, bool):
+                flags.append(next(name for name in action.option_strings if name.startswith("--no-") != value))
+            else:
+                flags.append(f"{flag}={_as_text(value)}")
+    return args.model, flags
+
+
+def _as_text(value: Any) -> str:
+    """A value as its flag takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, NeuronOptions):
+        return json.dumps(value.asked)
+    return json.dumps(asdict(value)) if is_dataclass(value) and not isinstance(value, type) else str(value)

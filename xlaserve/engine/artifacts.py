@@ -58,8 +58,12 @@ def adopt_sizes(config: EngineConfig) -> EngineConfig:
     taken |= {name: lists.get(name) for name in _LISTS if getattr(config, name) is None}
     if config.dtype == "auto" and "dtype" in sizes:
         taken["dtype"] = sizes["dtype"]
+    if config.quantization is None:
+        taken["quantization"] = sizes.get("quantization")
     if config.device is None:
         taken["device"] = manifest.program.get("platform")
+    if config.kernels == "auto" and manifest.program.get("kernels") == "none":
+        taken["kernels"] = "none"
     try:
         return replace(config, **taken)
     except ConfigError as error:

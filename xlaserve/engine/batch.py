@@ -167,10 +167,9 @@ def mask_of(rows: Mapping[int, Sequence], bucket: Bucket) -> Mask | None:
 
 
 def empty_batch(bucket: Bucket, spare_slot: int) -> Batch:
-    """A batch of padding: every row computes one token of the null block, greedily, into the spare place."""
+    """A batch of padding: no row has a token. What graphs compute of it all the same is greedy, of the null block, into the spare place."""
     batch = np.zeros((bucket.rows, row_width(bucket)), np.int32)
     batch[:, Header.SLOT] = spare_slot
-    batch[:, Header.LENGTH] = 1
     batch[:, [Header.TOP_P, Header.REPETITION]] = _bits(1.0)
     batch[:, BANNED_AT:TOKENS_AT] = -1
     return batch

@@ -15,7 +15,7 @@ from xlaserve.buckets.ladder import BLANK, Bucket, Ladder, UpkeepBucket, make_la
 from xlaserve.buckets.layout import MAX_EOS_IDS
 from xlaserve.engine.artifacts import Stores, adopt_sizes, stores_of
 from xlaserve.engine.calibration import calibrate
-from xlaserve.engine.config import EngineConfig, Limits, settle, settle_dtype, settle_shards
+from xlaserve.engine.config import EngineConfig, Limits, check_experts, settle, settle_dtype, settle_shards
 from xlaserve.engine.core import EngineCore
 from xlaserve.engine.grammar import Grammars
 from xlaserve.engine.graph_table import GraphOrigin, GraphTable
@@ -69,13 +69,17 @@ class Plan:
 
     def describe(self) -> str:
         """The plan for a person: model, platform, memory in tokens, graphs."""
-        limits, model = self.limits, self.model
+        limits, model, platform = self.limits, self.model, self.platform
         full = limits.kv_tokens / limits.max_model_len
+        kept = limits.dtype if limits.quantization is None else f"{limits.quantization} weights, {limits.dtype}"
         weights = f"{self.weight_bytes / 2**20:,.0f} MiB{' of dummy weights' if self.load_format == 'dummy' else ''}"
+        separator = ": " if platform.kernels == "none" else ", "
+        kernels = [f"kernels   {platform.kernels}{separator}{platform.kernels_note}"] if platform.kernels_note else []
         return "\n".join(
             (
-                f"model     {self.name} ({model.family}, {model.num_layers} layers, {weights}, {limits.dtype})",
-                f"platform  {self.platform.name} ({self._devices()})",
+                f"model     {self.name} ({model.family}, {model.num_layers} layers, {weights}, {kept})",
+                f"platform  {platform.name} ({self._devices()})",
+                *kernels,
                 f"memory    {limits.memory.describe()}",
                 (
                     f"KV cache  {limits.kv_tokens:,} tokens in {limits.num_blocks - 1:,} blocks of {limits.block_size}: "
@@ -115,6 +119,8 @@ class Plan:
             platform=self.platform.name,
             device=self.platform.devices()[0].device_kind,
             dtype=self.limits.dtype,
+            kernels=self.platform.kernels,
+            quantization=self.limits.quantization,
         )
 
 
@@ -140,7 +146,8 @@ def make_plan(config: EngineConfig, platform: Platform | None = None) -> Plan:
     """
     config = adopt_sizes(config)
     platform = platform or select_platform(config.device, config.memory_utilization, config.tensor_parallel_size or 1)
-    platform = platform.configured(config.neuron)
+    platform = platform.configured(config.neuron).with_kernels(config.kernels)
+    platform.check_quantization(config.quantization)
     checkpoint = open_checkpoint(config.model, config.load_format)
     model = model_config(checkpoint.config)
     limits, ladder, spec, weight_bytes = plan_graphs(config, model, platform)
@@ -154,8 +161,9 @@ def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) ->
     Raises:
         ConfigError: the sizes do not fit the model, the platform or the memory.
     """
+    check_experts(config, model)
     dtype = settle_dtype(config, platform)
-    share = model.shard(settle_shards(config, model, platform))
+    share = replace(model.shard(settle_shards(config, model, platform)), quantization=config.quantization)
     weight_bytes = sum(prod(part_shape(p)) * p.dtype.itemsize for p in parameter_shapes(share, dtype).values())
     limits = settle(config, model, platform, weight_bytes)
     ladder = make_ladder(
@@ -178,6 +186,8 @@ def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) ->
         top_k=platform.top_k,
         tensor_parallel_size=limits.tensor_parallel_size,
         experts=platform.experts,
+        kernels=platform.kernels,
+        quantization=limits.quantization,
     )
     return limits, ladder, spec, weight_bytes
 
@@ -278,6 +288,21 @@ def measure_costs(plan: Plan, stores: Stores, graphs: dict[Bucket | UpkeepBucket
         progress(f"costs of graphs cannot be measured now: {error}")
 
 
+def start_runner(plan: Plan, stores: Stores, config: EngineConfig, progress: Progress) -> tuple[Runner, dict[Bucket | UpkeepBucket, Graph]]:
+    """A runner that has run its smallest graphs once: weights are loaded while graphs are loaded or compiled.
+
+    Raises:
+        CheckpointError: the weights do not fit the config.
+        ConfigError, ArtifactError, CompileError: as `compile_graphs`.
+    """
+    load = _loader(plan)
+    weights: list[tuple[Array, ...]] = []
+    graphs = compile_graphs(plan, stores, config, progress, meanwhile=lambda: weights.append(load()))
+    runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, weights.pop(), load, plan.platform.trim)
+    runner.warm_up()
+    return runner, graphs
+
+
 def build(config: EngineConfig, progress: Progress) -> Engine:
     """An engine that is ready: weights loaded, every graph compiled, costs known.
 
@@ -287,12 +312,8 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
     plan = make_plan(config)
     for line in plan.describe().splitlines():
         progress(line)
-    load = _loader(plan)
-    weights: list[tuple[Array, ...]] = []
     stores = open_stores(plan, config, progress)
-    graphs = compile_graphs(plan, stores, config, progress, meanwhile=lambda: weights.append(load()))
-    runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, weights.pop(), load, plan.platform.trim)
-    runner.warm_up()
+    runner, graphs = start_runner(plan, stores, config, progress)
     plan = replace(plan, ladder=with_costs(plan.ladder, stores, graphs, runner.measure, progress))
     limits = plan.limits
     events = None if config.kv_events is None else KVEventLog(KVPublisher(config.kv_events).publish, limits.block_size)

@@ -15,12 +15,14 @@ from xlaserve.engine.kv_publisher import KVEventsConfig
 from xlaserve.engine.memory_plan import SMALLER, MemoryPlan, mebibytes
 from xlaserve.engine.seating import slot_bytes
 from xlaserve.errors import ConfigError
-from xlaserve.models.config import LoadFormat, ModelConfig
+from xlaserve.models.config import LoadFormat, ModelConfig, Quantization
 from xlaserve.platforms.neuron_options import NeuronOptions
-from xlaserve.platforms.platform import Platform
+from xlaserve.platforms.platform import KernelsChoice, Platform
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "dummy")
+KERNELS = ("auto", "none", "native")
+QUANTIZATIONS: tuple[Quantization, ...] = ("int8",)
 SCHEDULING_POLICIES = ("fcfs", "priority")
 _OPTIONAL = (
     "max_model_len",
@@ -55,7 +57,8 @@ class EngineConfig:
         load_format: "auto" reads the model's weights; "dummy" makes random ones of its shapes on the device.
         served_model_name: the name that requests use.
         device: "cpu", "cuda", "neuron" or another known platform; None takes an accelerator where there is one.
-        dtype: of weights and KV: "auto", "float32", "bfloat16" or "float16".
+        dtype: of weights, activations and KV: "auto", "float32", "bfloat16" or "float16".
+        quantization: "int8" keeps the weights of products and embeddings in 8 bits; None in `dtype`, or as the artifacts have them.
         max_model_len: longest sequence in tokens, prompt and output together.
         max_num_seqs: most sequences computed at once.
         max_num_batched_tokens: most tokens computed in one iteration.
@@ -67,6 +70,8 @@ class EngineConfig:
         generate_buckets: lengths of context in tokens that there are to be generate graphs for, multiples of the block size; the longest
             must hold the longest sequence.
         neuron: what the user sets of the Neuron platform; others refuse it.
+        kernels: whether graphs for CPU call native kernels: "auto" where there are some, "none", or "native", which is an error where there
+            are none.
         compile_cache: directory that compiled graphs are kept in.
         artifacts: directory that `xlaserve compile -o` made; graphs are loaded from there, and sizes left open are taken from it.
         artifacts_only: fail rather than compile a graph.
@@ -90,6 +95,7 @@ class EngineConfig:
     served_model_name: str | None = None
     device: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Quantization | None = None
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -100,6 +106,7 @@ class EngineConfig:
     context_buckets: tuple[int, ...] | None = None
     generate_buckets: tuple[int, ...] | None = None
     neuron: NeuronOptions | None = None
+    kernels: KernelsChoice = "auto"
     compile_cache: str | None = None
     artifacts: str | None = None
     artifacts_only: bool = False
@@ -119,6 +126,8 @@ class EngineConfig:
             raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
         if self.load_format not in LOAD_FORMATS:
             raise ConfigError(f"load_format must be one of {', '.join(LOAD_FORMATS)}, got {self.load_format!r}.")
+        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
+            raise ConfigError(f"quantization must be {' or '.join(QUANTIZATIONS)}, or left out, got {self.quantization!r}.")
         for name, low in _LOWEST.items():
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
@@ -129,6 +138,8 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be at least {low}, got {value}.")
         if self.scheduling_policy not in SCHEDULING_POLICIES:
             raise ConfigError(f"scheduling_policy must be fcfs or priority, got {self.scheduling_policy!r}.")
+        if self.kernels not in KERNELS:
+            raise ConfigError(f"kernels must be one of {', '.join(KERNELS)}, got {self.kernels!r}.")
         for name in _SWITCHES:
             if not isinstance(value := getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, got {value!r}.")
@@ -156,6 +167,7 @@ class Limits:
     num_blocks: int
     memory: MemoryPlan
     tensor_parallel_size: int = 1
+    quantization: Quantization | None = None
 
     @property
     def kv_tokens(self) -> int:
@@ -199,6 +211,8 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
     itemsize = _ITEMSIZE[dtype]
     block_bytes = share.kv_bytes_per_token(itemsize) * block_size
     widened = 4 if platform.widens(dtype) else 0
+    # Quantized weights are multiplied as they are.
+    widened_weights = 0 if config.quantization else weight_bytes // itemsize * widened
     sizes = LadderSizes(
         max_model_len=wanted_len,
         max_num_seqs=max_num_seqs,
@@ -224,7 +238,7 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
         shapes = replace(sizes, max_model_len=length)
         buckets = (*shapes.context(), *shapes.generate())
         tiled = platform.attention == "tiled"
-        workspace = workspace_bytes(share, itemsize, block_size, tiled, buckets, platform.experts) + weight_bytes // itemsize * widened
+        workspace = workspace_bytes(share, itemsize, block_size, tiled, buckets, platform.experts) + widened_weights
         return replace(plan, workspace=workspace)
 
     def room(length: int) -> int:
@@ -254,6 +268,7 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
         num_blocks=num_blocks,
         memory=plan,
         tensor_parallel_size=shards,
+        quantization=config.quantization,
     )
 
 
@@ -317,6 +332,19 @@ def settle_shards(config: EngineConfig, model: ModelConfig, platform: Platform) 
             f"{remedy}"
         )
     return shards
+
+
+def check_experts(config: EngineConfig, model: ModelConfig) -> None:
+    """Refuse what a mixture of experts cannot be computed with.
+
+    Raises:
+        ConfigError: its weights are to be quantized.
+    """
+    if model.experts is not None and config.quantization is not None:
+        raise ConfigError(
+            f"quantization {config.quantization!r} is not for a mixture of experts, which {model.family} is: its experts are computed "
+            "in the dtype so far. Leave out --quantization, or name a model without experts."
+        )
 
 
 def settle_dtype(config: EngineConfig, platform: Platform) -> str:

@@ -13,6 +13,7 @@ from xlaserve.engine.build import build
 from xlaserve.engine.config import EngineConfig
 from xlaserve.engine.environment import with_environment
 from xlaserve.engine.input_processor import InputProcessor
+from xlaserve.engine.messages import EngineInfo
 from xlaserve.engine.modes import SleepLevel, check_level
 from xlaserve.engine.output_processor import OutputProcessor
 from xlaserve.engine.output_stream import add_increment
@@ -45,7 +46,7 @@ class LLM:
         config = EngineConfig(model=model, **with_environment(options, os.environ))
         self._engine = build(config, log.info)
         self._core = self._engine.core
-        info = self._engine.plan.info()
+        self._info = info = self._engine.plan.info()
         self._tokenizer = self._engine.plan.checkpoint.tokenizer()
         self._inputs = InputProcessor(self._tokenizer, info, seed=config.seed, by_priority=config.scheduling_policy == "priority")
         self._processor = OutputProcessor(self._tokenizer)
@@ -59,6 +60,11 @@ class LLM:
     def max_model_len(self) -> int:
         """Longest sequence in tokens, prompt and output together."""
         return self._engine.plan.limits.max_model_len
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine is: model, platform, sizes."""
+        return self._info
 
     def stats(self) -> EngineStats:
         """Counters and gauges of the engine."""

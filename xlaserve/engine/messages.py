@@ -171,6 +171,9 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
         device: the kind of its device.
         dtype: of its weights and KV.
         load_format: where its weights come from; the tokenizer is read accordingly.
+        kernels: the native kernels that its graphs may call: "none", or their library's version.
+        dtype: of its weights, activations and KV.
+        quantization: how its weights are kept instead; None for `dtype`.
     """
 
     model_name: str
@@ -188,6 +191,8 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
     device: str = ""
     dtype: str = ""
     load_format: LoadFormat = "auto"
+    kernels: str = "none"
+    quantization: str | None = None
 
 
 class Progress(msgspec.Struct, array_like=True, frozen=True, tag=0):

@@ -129,7 +129,9 @@ class Runner:
         buckets = self._buckets
         for family in {type(bucket) for bucket in buckets}:
             bucket = min((b for b in buckets if type(b) is family), key=lambda b: (b.tokens, b.width))
-            self.run(bucket, empty_batch(bucket, self._spare_slot)).tokens.block_until_ready()
+            batch = empty_batch(bucket, self._spare_slot)
+            batch[:, Header.LENGTH] = 1
+            self.run(bucket, batch).tokens.block_until_ready()
 
     def measure(self) -> dict[Bucket, int]:
         """Nanoseconds that one run of each bucket takes: the least of a few, on rows of padding as long as the bucket.

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from xlaserve.errors import CheckpointError, UnsupportedModelError
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
+Quantization = Literal["int8"]
 
 LoadFormat = Literal["auto", "dummy"]
 """Where weights come from: the model's files, or nowhere, as they are random."""
@@ -97,6 +98,7 @@ class ModelConfig:
         experts: what layers have in place of the MLP, if anything.
         dense_layers: layers that have the MLP even so.
         shards: devices that the model is split over; where there are several, heads and MLP width are what one of them has.
+        quantization: how weights of products and embeddings are kept; None for the model's dtype.
     """
 
     family: str
@@ -124,6 +126,7 @@ class ModelConfig:
     experts: Experts | None = None
     dense_layers: tuple[int, ...] = ()
     shards: int = 1
+    quantization: Quantization | None = None
 
     @property
     def num_layers(self) -> int:

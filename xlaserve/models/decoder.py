@@ -1,4 +1,4 @@
-"""The decoder-only transformer that every family is an instance of, as one pure function of parameters, tokens and `attend`."""
+"""The decoder-only transformer that every family is an instance of: one pure function of parameters, tokens and what it computes with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec
 
 from xlaserve.models.config import ModelConfig
 from xlaserve.models.experts import ExpertMLP
-from xlaserve.models.layers import Attend, Attention, Embedding, GatedMLP, Linear, RMSNorm
+from xlaserve.models.layers import Attention, Embedding, GatedMLP, Linear, RMSNorm
+from xlaserve.models.operations import Norm, Operations, XlaOperations, normalize
 from xlaserve.platforms.mesh import concatenated, spread, with_axis
 from xlaserve.platforms.platform import ExpertsKind, TopKKind
 
@@ -30,26 +31,29 @@ class DecoderLayer(nn.Module):
     experts: ExpertsKind
 
     @nn.compact
-    def __call__(self, x: Array, positions: Array, attend: Attend) -> Array:
+    def __call__(self, operations: Operations, x: Array, positions: Array) -> Array:
         c = self.config
 
-        def norm(name: str, y: Array) -> Array:
-            return RMSNorm(c.norm_eps, c.unit_offset_norm, self.dtype, name=name)(y)
+        def norm(name: str) -> Norm:
+            return RMSNorm(c.hidden_size, c.norm_eps, c.unit_offset_norm, self.dtype, name=name)()
 
-        attended = Attention(c, self.layer, self.dtype, name="self_attn")(norm("input_layernorm", x), positions, attend)
+        attention = Attention(c, self.layer, self.dtype, name="self_attn")
+        if c.experts is not None and self.layer not in c.dense_layers:
+            x = attention(operations, x, positions, norm("input_layernorm"), x)
+            normed = normalize(x, norm("post_attention_layernorm"))
+            return x + ExpertMLP(c, self.dtype, self.top_k, self.experts, name="mlp")(operations, normed)
+        mlp = GatedMLP(c, self.dtype, name="mlp")
         if c.sandwich_norm:
-            x = x + norm("post_attention_layernorm", attended)
-            mixed = GatedMLP(c, self.dtype, name="mlp")(norm("pre_feedforward_layernorm", x))
-            return x + norm("post_feedforward_layernorm", mixed)
-        x = x + attended
-        normed = norm("post_attention_layernorm", x)
-        if c.experts is None or self.layer in c.dense_layers:
-            return x + GatedMLP(c, self.dtype, name="mlp")(normed)
-        return x + ExpertMLP(c, self.dtype, self.top_k, self.experts, name="mlp")(normed)
+            attended = attention(operations, x, positions, norm("input_layernorm"), None)
+            x = x + normalize(attended, norm("post_attention_layernorm"))
+            mixed = mlp(operations, x, norm("pre_feedforward_layernorm"), None)
+            return x + normalize(mixed, norm("post_feedforward_layernorm"))
+        x = attention(operations, x, positions, norm("input_layernorm"), x)
+        return mlp(operations, x, norm("post_attention_layernorm"), x)
 
 
 class Backbone(nn.Module):
-    """Embeddings, layers, final norm; returns hidden states and, for tied models, what turns them into logits."""
+    """Embeddings, layers, and the final norm for whoever makes logits; for tied models, what makes them."""
 
     config: ModelConfig
     dtype: Any
@@ -58,22 +62,26 @@ class Backbone(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.embed_tokens = Embedding(c.vocab_rows, c.hidden_size, self.dtype, c.shards)
+        self.embed_tokens = Embedding(c.vocab_rows, c.hidden_size, self.dtype, c.shards, c.quantization)
         self.blocks = [DecoderLayer(c, i, self.dtype, self.top_k, self.experts, name=f"layers.{i}") for i in range(c.num_layers)]
-        self.norm = RMSNorm(c.norm_eps, c.unit_offset_norm, self.dtype)
+        self.norm = RMSNorm(c.hidden_size, c.norm_eps, c.unit_offset_norm, self.dtype)
 
-    def __call__(self, tokens: Array, positions: Array, attend: Attend) -> Array:
+    def __call__(self, operations: Operations, tokens: Array, positions: Array) -> Array:
         x = self.embed_tokens(tokens)
         if self.config.embedding_scale != 1.0:
             # The factor is rounded to the model's dtype before it multiplies, as the reference implementation does.
             x = x * jnp.asarray(self.config.embedding_scale, self.dtype)
         for block in self.blocks:
-            x = block(x, positions, attend)
-        return self.norm(x)
+            x = block(operations, x, positions)
+        return x
 
-    def logits(self, x: Array) -> Array:
+    def final_norm(self) -> Norm:
+        """What hidden states go through before they become logits."""
+        return self.norm()
+
+    def logits(self, operations: Operations, x: Array) -> Array:
         """Logits from hidden states through the embedding table; where devices share it, those of its rows."""
-        return self.embed_tokens.logits(x)
+        return self.embed_tokens.logits(operations, x, self.norm())
 
 
 class CausalLM(nn.Module):
@@ -88,7 +96,7 @@ class CausalLM(nn.Module):
     Args of the call:
         tokens: int32 `[S, L]`, every value within the vocabulary.
         positions: int32 `[S, L]`, the place of each token in its sequence.
-        attend: attention over cached and new keys and values.
+        operations: what to compute with; they own the cache of keys and values.
         rows: int32 `[S]`, which of the L places of each row is wanted; None for all.
 
     Returns:
@@ -103,21 +111,25 @@ class CausalLM(nn.Module):
     def setup(self) -> None:
         self.model = Backbone(self.config, self.dtype, self.top_k, self.experts)
         if not self.config.tie_embeddings:
-            self.lm_head = Linear(self.config.vocab_rows, False, self.dtype, self.config.shards)
+            c = self.config
+            self.lm_head = Linear(c.hidden_size, c.vocab_rows, False, self.dtype, c.shards, False, c.quantization)
 
-    def __call__(self, tokens: Array, positions: Array, attend: Attend, rows: Array | None = None) -> Array:
-        x = self.hidden(tokens, positions, attend)
+    def __call__(self, operations: Operations, tokens: Array, positions: Array, rows: Array | None = None) -> Array:
+        x = self.hidden(operations, tokens, positions)
         if rows is not None:
             x = jnp.take_along_axis(x, rows[:, None, None], axis=1, mode="promise_in_bounds")[:, 0]
-        return self.head(x)
+        return self.head(operations, x)
 
-    def hidden(self, tokens: Array, positions: Array, attend: Attend) -> Array:
-        """Hidden states `[S, L, hidden]` after the final norm."""
-        return self.model(tokens, positions, attend)
+    def hidden(self, operations: Operations, tokens: Array, positions: Array) -> Array:
+        """Hidden states `[S, L, hidden]` before the final norm."""
+        return self.model(operations, tokens, positions)
 
-    def head(self, x: Array) -> Array:
-        """float32 logits `[..., vocab]` of hidden states `[..., hidden]`."""
-        logits = self.model.logits(x) if self.config.tie_embeddings else self.lm_head(x)
+    def head(self, operations: Operations, x: Array) -> Array:
+        """float32 logits `[..., vocab]` of hidden states `[..., hidden]` before the final norm."""
+        if self.config.tie_embeddings:
+            logits = self.model.logits(operations, x)
+        else:
+            logits = self.lm_head(operations, x, norm=self.model.final_norm())
         if self.config.shards > 1:
             logits = concatenated(logits, self.config.shards)[..., : self.config.vocab_size]
         logits = logits.astype(jnp.float32)
@@ -137,12 +149,12 @@ def parameter_shapes(config: ModelConfig, dtype: Any) -> Mapping[str, jax.ShapeD
         dtype: of the weights.
     """
 
-    def attend(_layer: int, q: Array, _k: Array, _v: Array, **_options: Any) -> Array:
+    def attend(layer: int, q: Array, k: Array, v: Array, **options: Any) -> Array:
         return q
 
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    model = CausalLM(config, dtype)
-    init = with_axis(lambda t: model.init(jax.random.key(0), t, t, attend)["params"], config.shards)
+    model, operations = CausalLM(config, dtype), XlaOperations(attend)
+    init = with_axis(lambda t: model.init(jax.random.key(0), operations, t, t)["params"], config.shards)
     tree = jax.eval_shape(init, tokens)
     leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))[0]
     return MappingProxyType({".".join(str(p.key) for p in path): _whole(leaf, config.shards) for path, leaf in leaves})

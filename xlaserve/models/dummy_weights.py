@@ -2,7 +2,8 @@
 
 Every number is a hash of its tensor's name and its place in the checkpoint's tensor. So a model has the same weights on every platform, in
 every process, and however many devices it is split over. They are scaled so that activations and logits stay finite and vary: a product
-keeps the variance of what goes into it (LeCun et al., 1998), norms are near the identity.
+keeps the variance of what goes into it (LeCun et al., 1998), norms are near the identity. Weights of 8 bits are random
+steps, with the scale that does the same.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from xlaserve.models.config import ModelConfig
-from xlaserve.models.layers import FIRST_ROW, Rows, checkpoint_rows, rows_key
+from xlaserve.models.layers import FIRST_ROW, SCALE, Rows, checkpoint_rows, rows_key
+from xlaserve.models.quantization import WEIGHT_STEPS
 from xlaserve.models.weights import sources, whole_rows
 from xlaserve.platforms.mesh import AXIS, on_each_device, part_shape, sharding, spread
 from xlaserve.platforms.platform import Device
@@ -75,12 +77,12 @@ class DummyWeights:
         if name.endswith(f".{FIRST_ROW}"):
             first = np.array(shards, np.int32) * self._rows["embed_tokens"].held
             return jax.device_put(first, sharding(array, self._devices))
-        tensors = sources(name)
+        tensors = sources(name.removesuffix(SCALE) + "weight" if name.endswith(SCALE) else name)
         whole = whole_rows(array, len(self._devices))
         rows = tuple(self._rows.get(rows_key(tensor), whole) for tensor in tensors)
         shape = part_shape(array)
         columns = 1 if len(shape) == 1 else array.shape[-1]
-        center, deviation = self._scale(name, columns)
+        center, deviation = self._spread(name, array.dtype, columns)
         recipe = _Recipe(shape, np.dtype(array.dtype), rows, columns, center, deviation)
         # For each device: the first column, then the first row and the seed of each tensor.
         width = 0 if shape[-1] == columns else shape[-1]
@@ -94,9 +96,13 @@ class DummyWeights:
             self._graphs[recipe] = jax.jit(function, out_shardings=sharding(array, self._devices))
         return self._graphs[recipe](jax.device_put(places, sharding(described, self._devices)))
 
-    def _scale(self, name: str, columns: int) -> tuple[float, float]:
+    def _spread(self, name: str, dtype: np.dtype[np.generic], columns: int) -> tuple[float, float]:
         """Mean and standard deviation of a parameter."""
         *_, module, leaf = name.split(".")
+        if leaf == SCALE:
+            return math.sqrt(3 / self._parameters[name.removesuffix("_scale")].shape[-1]) / WEIGHT_STEPS, 0.0
+        if dtype == np.int8:
+            return 0.0, WEIGHT_STEPS / math.sqrt(3)
         if leaf == "bias":
             return 0.0, _NEAR
         if module.endswith("norm"):
@@ -116,13 +122,15 @@ def _numbers(recipe: _Recipe, places: Array) -> Array:
         if dimensions == 3:
             own += jax.lax.broadcasted_iota(jnp.uint32, recipe.shape, 0) * jnp.uint32(tensor.total)
         row, seed = jnp.where(here, own, row), jnp.where(here, places[2 * index + 2], seed)
-        beyond = jnp.where(here, own >= tensor.total, beyond) if dimensions == 2 else beyond
+        beyond = jnp.where(here, own >= tensor.total, beyond) if dimensions < 3 else beyond
         begin += tensor.held
     column = jax.lax.broadcasted_iota(jnp.uint32, recipe.shape, dimensions - 1) + places[0] if dimensions > 1 else jnp.uint32(0)
     bits = mix(mix(row * jnp.uint32(recipe.columns) + column + mix(seed)) + seed)
     # Evenly spread between -1 and 1, where the standard deviation is the root of 1/3.
     even = (bits >> 8).astype(jnp.float32) * jnp.float32(2**-23) - 1.0
     numbers = recipe.center + math.sqrt(3) * recipe.deviation * even
+    if recipe.dtype == np.int8:
+        numbers = jnp.round(numbers)
     return jnp.where(beyond, 0.0, numbers).astype(recipe.dtype)
 
 

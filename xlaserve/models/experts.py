@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from xlaserve.models.config import Experts, ModelConfig
-from xlaserve.models.layers import Linear, gated, split
+from xlaserve.models.layers import Linear, split
+from xlaserve.models.operations import Operations, gated
 from xlaserve.platforms.mesh import AXIS, total
 from xlaserve.platforms.platform import ExpertsKind, TopKKind
 from xlaserve.platforms.top_k import top_k
@@ -39,12 +40,13 @@ class ExpertMLP(nn.Module):
     kind: ExpertsKind
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, operations: Operations, x: Array) -> Array:
+        """`x` has been through the norm. The router computes through `operations`; products with experts are XLA's everywhere."""
         c = self.config
         assert c.experts is not None
+        logits = Linear(c.hidden_size, c.experts.count, False, self.dtype, name="gate")(operations, x)
         tokens = x.reshape(-1, c.hidden_size)
-        logits = Linear(c.experts.count, False, self.dtype, name="gate")(tokens)
-        chosen, weights = route(logits, c.experts, self.top_k)
+        chosen, weights = route(logits.reshape(-1, c.experts.count), c.experts, self.top_k)
         weights = weights.astype(self.dtype)
         gate_up, down = _Experts(c, self.dtype, name="experts")()
         if self.kind == "chosen":

@@ -10,18 +10,17 @@ rows of the vocabulary. Attention and MLP then end with one sum over the devices
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from xlaserve.models.config import Activation, ModelConfig, Rope
+from xlaserve.models.config import ModelConfig, Quantization
+from xlaserve.models.operations import Norm, Operations, Weights
+from xlaserve.models.quantization import dequantize
 from xlaserve.platforms.mesh import AXIS, total
 
 FUSED: dict[str, tuple[str, ...]] = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -30,6 +29,10 @@ FUSED: dict[str, tuple[str, ...]] = {"qkv_proj": ("q_proj", "k_proj", "v_proj"),
 
 FIRST_ROW = "first_row"
 """The one parameter that no checkpoint has: which row of the vocabulary a device's part of the embedding table begins with."""
+
+
+SCALE = "weight_scale"
+"""What a quantized weight has beside it, which no checkpoint has either: the scale of each of its rows."""
 
 
 class Rows(NamedTuple):
@@ -77,14 +80,6 @@ def rows_key(tensor: str) -> str:
     return f"experts.{module}" if "experts" in path else module
 
 
-class Attend(Protocol):
-    """Attention of one layer over what is cached and what is new; the caller of the model decides where keys and values live."""
-
-    def __call__(self, layer: int, q: Array, k: Array, v: Array, *, scale: float, window: int | None, softcap: float | None) -> Array:
-        """Args: q `[S, L, num_heads, head_dim]`; k, v `[S, L, num_kv_heads, head_dim]`. Returns what q attends to, shaped as q."""
-        ...
-
-
 def zeros(_key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Initializer that only gives parameters their shape: weights always come from a checkpoint."""
     return jnp.zeros(shape, dtype)
@@ -96,43 +91,46 @@ def split(shards: int, *names: str | None) -> Callable[..., Any]:
 
 
 class Linear(nn.Module):
-    """`x @ weight.T + bias`, weight `[out, in]`. Each of `shards` devices has some of the outputs; with `sums`, some of the inputs, and the
+    """A linear layer, weight `[out, in]`. Each of `shards` devices has some of the outputs; with `sums`, some of the inputs, and the
     devices' products are added up.
     """
 
+    inputs: int
     features: int
     use_bias: bool
     dtype: Any
     shards: int = 1
     sums: bool = False
+    quantization: Quantization | None = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, operations: Operations, x: Array, **around: Any) -> Array:
+        """`Operations.linear` with this layer's weights."""
         names = (None, AXIS) if self.sums else (AXIS, None)
-        weight = self.param("weight", split(self.shards, *names), (self.features, x.shape[-1]), self.dtype)
-        y = jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
-        if self.sums:
-            y = total(y, self.shards)
+        shape = (self.features, self.inputs)
+        scale = bias = None
+        if self.quantization is None:
+            weight = self.param("weight", split(self.shards, *names), shape, self.dtype)
+        else:
+            weight = self.param("weight", split(self.shards, *names), shape, jnp.int8)
+            scale = self.param(SCALE, split(self.shards, names[0]), shape[:1], jnp.float32)
         if self.use_bias:
-            y = y + self.param("bias", split(self.shards, names[0]), (self.features,), self.dtype)
-        return y
+            bias = self.param("bias", split(self.shards, names[0]), shape[:1], self.dtype)
+        return operations.linear(x, Weights(weight, scale, bias), shards=self.shards if self.sums else 1, **around)
 
 
 class RMSNorm(nn.Module):
-    """Root mean square norm in float32 (Zhang & Sennrich, 2019); with `unit_offset` the weight is stored as its difference from 1."""
+    """Weights of an RMS norm over `width` numbers."""
 
+    width: int
     eps: float
     unit_offset: bool
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        weight = self.param("weight", zeros, (x.shape[-1],), self.dtype)
-        wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        if self.unit_offset:
-            return (wide * (1.0 + weight.astype(jnp.float32))).astype(x.dtype)
-        return wide.astype(x.dtype) * weight
+    def __call__(self) -> Norm:
+        """The norm, for whoever applies it."""
+        return Norm(self.param("weight", zeros, (self.width,), self.dtype), self.eps, self.unit_offset)
 
 
 class Embedding(nn.Module):
@@ -146,22 +144,29 @@ class Embedding(nn.Module):
     hidden_size: int
     dtype: Any
     shards: int = 1
+    quantization: Quantization | None = None
 
     def setup(self) -> None:
-        self.weight = self.param("weight", split(self.shards, AXIS, None), (self.rows, self.hidden_size), self.dtype)
+        kept = self.dtype if self.quantization is None else jnp.int8
+        self.weight = self.param("weight", split(self.shards, AXIS, None), (self.rows, self.hidden_size), kept)
+        self.scale = None if self.quantization is None else self.param(SCALE, split(self.shards, AXIS), (self.rows,), jnp.float32)
         if self.shards > 1:
             self.first_row = self.param(FIRST_ROW, split(self.shards, AXIS), (1,), jnp.int32)
 
     def __call__(self, tokens: Array) -> Array:
         if self.shards == 1:
-            return self.weight.at[tokens].get(mode="promise_in_bounds")
+            return self._row(tokens)
         row = tokens - self.first_row
-        found = self.weight.at[jnp.clip(row, 0, self.rows - 1)].get(mode="promise_in_bounds")
+        found = self._row(jnp.clip(row, 0, self.rows - 1))
         return total(jnp.where(((row >= 0) & (row < self.rows))[..., None], found, 0), self.shards)
 
-    def logits(self, x: Array) -> Array:
-        """`x` `[..., hidden]` -> `[..., rows]`."""
-        return jax.lax.dot_general(x, self.weight, (((x.ndim - 1,), (1,)), ((), ())))
+    def logits(self, operations: Operations, x: Array, norm: Norm) -> Array:
+        """`x` `[..., hidden]`, before the norm -> `[..., rows]`."""
+        return operations.linear(x, Weights(self.weight, self.scale), norm=norm)
+
+    def _row(self, at: Array) -> Array:
+        found = self.weight.at[at].get(mode="promise_in_bounds")
+        return found if self.scale is None else dequantize(found, self.scale.at[at].get(mode="promise_in_bounds"), self.dtype)
 
 
 class GatedMLP(nn.Module):
@@ -171,78 +176,32 @@ class GatedMLP(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, operations: Operations, x: Array, norm: Norm, residual: Array | None) -> Array:
+        """The norm comes before it, and the residual is added to what it gives."""
         c = self.config
-        gate_up = Linear(2 * c.intermediate_size, c.mlp_bias, self.dtype, c.shards, name="gate_up_proj")(x)
-        inner = gated(gate_up, c.activation)
-        return Linear(c.hidden_size, c.mlp_bias, self.dtype, c.shards, sums=True, name="down_proj")(inner)
+        widen = Linear(c.hidden_size, 2 * c.intermediate_size, c.mlp_bias, self.dtype, c.shards, False, c.quantization, name="gate_up_proj")
+        gated = widen(operations, x, norm=norm, activation=c.activation)
+        narrow = Linear(c.intermediate_size, c.hidden_size, c.mlp_bias, self.dtype, c.shards, True, c.quantization, name="down_proj")
+        return narrow(operations, gated, residual=residual)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions; keys and values go through `attend`, which owns the cache."""
+    """Grouped-query attention with rotary positions; keys and values go through `operations`, which own the cache."""
 
     config: ModelConfig
     layer: int
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, positions: Array, attend: Attend) -> Array:
+    def __call__(self, operations: Operations, x: Array, positions: Array, norm: Norm, residual: Array | None) -> Array:
+        """The norm comes before it, and the residual is added to what it gives."""
         c = self.config
-        own = c.layers[self.layer]
-        rows, length = x.shape[:2]
-        qkv = Linear((c.num_heads + 2 * c.num_kv_heads) * c.head_dim, c.qkv_bias, self.dtype, c.shards, name="qkv_proj")(x)
-        qkv = qkv.reshape(rows, length, c.num_heads + 2 * c.num_kv_heads, c.head_dim)
-        q, k, v = jnp.split(qkv, (c.num_heads, c.num_heads + c.num_kv_heads), axis=2)
+        width = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+        project = Linear(c.hidden_size, width, c.qkv_bias, self.dtype, c.shards, False, c.quantization, name="qkv_proj")
+        q_norm = k_norm = None
         if c.qk_norm:
-            q = RMSNorm(c.norm_eps, c.unit_offset_norm, self.dtype, name="q_norm")(q)
-            k = RMSNorm(c.norm_eps, c.unit_offset_norm, self.dtype, name="k_norm")(k)
-        cos, sin = rotary(positions, own.rope, c.head_dim)
-        out = attend(
-            self.layer, rotate(q, cos, sin), rotate(k, cos, sin), v, scale=c.query_scale, window=own.window, softcap=c.attention_softcap
-        )
-        out = out.reshape(rows, length, c.num_heads * c.head_dim)
-        return Linear(c.hidden_size, c.output_bias, self.dtype, c.shards, sums=True, name="o_proj")(out)
-
-
-def gated(gate_up: Array, activation: Activation) -> Array:
-    """`act(gate) * up` of `[..., 2 * width]`, gate first."""
-    width = gate_up.shape[-1] // 2
-    return activate(gate_up[..., :width], activation) * gate_up[..., width:]
-
-
-def activate(x: Array, activation: Activation) -> Array:
-    """The gated MLP's nonlinearity, by name."""
-    if activation == "silu":
-        return jax.nn.silu(x)
-    return jax.nn.gelu(x, approximate=activation == "gelu_tanh")
-
-
-def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-    """Rotation speeds in radians per token, float32 `[head_dim / 2]`, scaled as the checkpoint asks.
-
-    The llama3 scaling follows Meta's reference: wavelengths beyond `original / low_freq_factor` are divided by `factor`, those
-    below `original / high_freq_factor` are kept, and between the two the speeds are interpolated.
-    """
-    speeds = 1.0 / (rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)))
-    if rope.linear_factor != 1.0:
-        speeds = speeds / rope.linear_factor
-    if rope.llama3 is not None:
-        s = rope.llama3
-        wavelength = 2 * math.pi / speeds
-        blend = (s.original_max_position / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
-        blended = (1 - blend) * speeds / s.factor + blend * speeds
-        long, short = wavelength > s.original_max_position / s.low_freq_factor, wavelength < s.original_max_position / s.high_freq_factor
-        speeds = np.where(long, speeds / s.factor, np.where(short, speeds, blended))
-    return speeds.astype(np.float32)
-
-
-def rotary(positions: Array, rope: Rope, head_dim: int) -> tuple[Array, Array]:
-    """Cosines and sines, float32 `[S, L, 1, head_dim / 2]`, of the rotation at each position (int32 `[S, L]`)."""
-    angles = positions.astype(jnp.float32)[..., None, None] * inverse_frequencies(rope, head_dim)
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotate pairs (i, i + head_dim / 2) of each head, as Hugging Face checkpoints store them. x `[S, L, heads, head_dim]`."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1).astype(x.dtype)
+            q_norm = RMSNorm(c.head_dim, c.norm_eps, c.unit_offset_norm, self.dtype, name="q_norm")()
+            k_norm = RMSNorm(c.head_dim, c.norm_eps, c.unit_offset_norm, self.dtype, name="k_norm")()
+        out = operations.attention(c, self.layer, project(operations, x, norm=norm), positions, q_norm, k_norm)
+        gather = Linear(c.num_heads * c.head_dim, c.hidden_size, c.output_bias, self.dtype, c.shards, True, c.quantization, name="o_proj")
+        return gather(operations, out, residual=residual)

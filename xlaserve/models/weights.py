@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from xlaserve.errors import CheckpointError
-from xlaserve.models.layers import FIRST_ROW, FUSED, Rows, rows_key
+from xlaserve.models.layers import FIRST_ROW, FUSED, SCALE, Rows, rows_key
+from xlaserve.models.quantization import quantize
 from xlaserve.platforms.mesh import join, part_shape
 from xlaserve.platforms.platform import Device
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from xlaserve.models.checkpoint import Checkpoint
 
 _ALIGNMENT = 64
+_SLAB_VALUES = 1 << 20
+"""How many values are quantized at a time, so that what that takes stays small beside the tensor."""
+
 _DERIVED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "masked_bias", "attn.bias")
 """Endings of tensors that some checkpoints carry although they can be computed."""
 
@@ -32,7 +36,7 @@ def load_weights(
     *,
     rows: Mapping[str, Rows],
 ) -> tuple[jax.Array, ...]:
-    """Read, convert and place every parameter.
+    """Read, convert and place every parameter; those that have a scale beside them are quantized.
 
     Args:
         checkpoint: where tensors are read from.
@@ -41,28 +45,39 @@ def load_weights(
         rows: which rows of the checkpoint's tensors each device has, from `checkpoint_rows`.
 
     Raises:
-        CheckpointError: a tensor is missing, has another shape than the model's, or is not used by the model.
+        CheckpointError: a tensor is missing, has another shape than the model's, or is not used by the model; or it is to be quantized and
+            holds numbers that are not finite.
     """
-    tensors = {name: sources(name, experts_of(parameter)) for name, parameter in parameters.items()}
+    tensors = {name: sources(name, experts_of(parameter)) for name, parameter in parameters.items() if not name.endswith(SCALE)}
     _check_names(checkpoint, (source for names in tensors.values() for source in names), "lm_head.weight" not in parameters)
-    placed: list[jax.Array] = []
-    for name, parameter in parameters.items():
-        hosts = [_aligned(part_shape(parameter), np.dtype(parameter.dtype)) for _ in devices]
+    placed: dict[str, jax.Array] = {}
+    for name in tensors:
+        parameter, scale = parameters[name], parameters.get(f"{name}_scale")
+        hosts = _hosts(parameter, devices)
+        scales = None if scale is None else _hosts(scale, devices)
         if not tensors[name]:
             for shard, host in enumerate(hosts):
                 host.fill(shard * rows["embed_tokens"].held)
         at = 0
         flat = [host.reshape(-1, host.shape[-1]) if host.ndim > 1 else host for host in hosts]
         for source in tensors[name]:
-            at += _fill(flat, at, source, checkpoint, parameter, rows)
-        placed.append(_place(hosts, parameter, devices))
-    return tuple(placed)
+            at += _fill(flat, scales, at, source, checkpoint, parameter, rows)
+        placed[name] = _place(hosts, parameter, devices)
+        if scale is not None and scales is not None:
+            placed[f"{name}_scale"] = _place(scales, scale, devices)
+    return tuple(placed[name] for name in parameters)
 
 
 def _fill(
-    hosts: Sequence[np.ndarray], at: int, source: str, checkpoint: Checkpoint, parameter: jax.ShapeDtypeStruct, rows: Mapping[str, Rows]
+    hosts: Sequence[np.ndarray],
+    scales: Sequence[np.ndarray] | None,
+    at: int,
+    source: str,
+    checkpoint: Checkpoint,
+    parameter: jax.ShapeDtypeStruct,
+    rows: Mapping[str, Rows],
 ) -> int:
-    """Put every device's part of one of the checkpoint's tensors into `hosts`, from row `at` on.
+    """Put every device's part of one of the checkpoint's tensors into `hosts`, from row `at` on, and the scales of its rows into `scales`.
 
     Returns:
         Rows of each part.
@@ -77,12 +92,32 @@ def _fill(
         )
     for shard, host in enumerate(hosts):
         mine = stored[part.of(shard)]
-        if host.shape[1:] != columns:
-            width = host.shape[1]
-            mine = mine[:, shard * width : (shard + 1) * width]
-        host[at : at + len(mine)] = mine
-        host[at + len(mine) : at + part.held] = 0
+        width = host.shape[-1]
+        held = slice(shard * width, (shard + 1) * width) if host.shape[1:] != columns else slice(None)
+        end, padding = at + len(mine), slice(at + len(mine), at + part.held)
+        host[padding] = 0
+        if scales is None:
+            host[at:end] = mine[..., held]
+        else:
+            scales[shard][padding] = 0
+            _quantize(mine, held, host[at:end], scales[shard][at:end], f"{checkpoint.path}: tensor {source}")
     return part.held
+
+
+def _quantize(stored: np.ndarray, held: slice, host: np.ndarray, scale: np.ndarray, what: str) -> None:
+    """Quantize whole rows and keep some of their columns: each device has the scales of the whole rows."""
+    step = max(1, _SLAB_VALUES // stored.shape[-1])
+    for first in range(0, len(stored), step):
+        some = slice(first, first + step)
+        values, scale[some] = quantize(stored[some])
+        if not np.isfinite(scale[some]).all():
+            raise CheckpointError(f"{what} holds numbers that are not finite, which cannot be quantized: leave out --quantization.")
+        host[some] = values[..., held]
+
+
+def _hosts(parameter: jax.ShapeDtypeStruct, devices: Sequence[Device]) -> list[np.ndarray]:
+    """A buffer for what each device is to have."""
+    return [_aligned(part_shape(parameter), np.dtype(parameter.dtype)) for _ in devices]
 
 
 def _place(hosts: Sequence[np.ndarray], parameter: jax.ShapeDtypeStruct, devices: Sequence[Device]) -> jax.Array:

@@ -50,20 +50,20 @@ class PagedKV:
 
     def __init__(self, layers: list[tuple[Array, Array]], step: StepShape, kind: str) -> None:
         self.layers = layers
-        self._step = step
+        self.step = step
         self._read = _READERS.get(kind) or _native(find_kernel(kind))
 
     def attend(self, layer: int, q: Array, k: Array, v: Array, *, scale: float, window: int | None, softcap: float | None) -> Array:
-        """`xlaserve.models.layers.Attend` over this cache."""
+        """`xlaserve.models.operations.Attend` over this cache."""
         keys, values = self.layers[layer]
-        keys, values = _write(keys, k, self._step), _write(values, v, self._step)
+        keys, values = _write(keys, k, self.step), _write(values, v, self.step)
         self.layers[layer] = keys, values
         rows, length, heads, head_dim = q.shape
         groups = heads // k.shape[2]
         # [S, kv_heads, groups * L, head_dim]: all queries that share a key head meet it in one matrix product.
         grouped = (q.astype(jnp.float32) * scale).astype(q.dtype).reshape(rows, length, k.shape[2], groups, head_dim)
         grouped = grouped.transpose(0, 2, 3, 1, 4).reshape(rows, k.shape[2], groups * length, head_dim)
-        out = self._read(grouped, keys, values, self._step, window, softcap)
+        out = self._read(grouped, keys, values, self.step, window, softcap)
         out = out.reshape(rows, k.shape[2], groups, length, head_dim).transpose(0, 3, 1, 2, 4)
         return out.reshape(rows, length, heads, head_dim).astype(q.dtype)
 

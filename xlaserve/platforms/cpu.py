@@ -5,11 +5,15 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
-from xlaserve.platforms.platform import Platform
+from xlaserve.errors import ConfigError
+from xlaserve.kernels.library import absence, library
+from xlaserve.platforms.platform import KernelsChoice, Platform
 
 _GIB = 1 << 30
 _GROUPS = Path("/sys/fs/cgroup")
@@ -20,6 +24,17 @@ class CPUPlatform(Platform):
     """CPU through JAX's built-in client; memory comes from the machine or its container, not from the device."""
 
     __slots__ = ()
+
+    def with_kernels(self, kernels: KernelsChoice) -> Platform:
+        """The platform with the kernels of `xlaserve.kernels`."""
+        if kernels == "none":
+            return self
+        found = library()
+        if found is not None:
+            return replace(self, kernels=found.version, kernels_note=found.instruction_set)
+        if kernels == "native":
+            raise ConfigError(f"kernels: there are no native kernels here: {absence()}. Or use --kernels auto, which does without.")
+        return replace(self, kernels_note=absence() or "")
 
     def reserve(self, utilization: float | None, devices: int) -> None:
         """Have as many devices as are wanted: the client makes one, unless it is told before it starts. All compute on the same cores, so
@@ -63,7 +78,7 @@ class CPUPlatform(Platform):
         return {
             **super().fingerprint(),
             "cpu_features": hashlib.sha256(" ".join(cpu_features()).encode()).hexdigest()[:16],
-            "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+            "cores": str(usable_cores()),
         }
 
 
@@ -93,12 +108,26 @@ def _limit_files() -> list[Path]:
 
 def cpu_features() -> list[str]:
     """Instruction set extensions of the host, sorted; empty where the system does not tell."""
+    return sorted(_cpu_info("flags", "Features").split())
+
+
+def cpu_model() -> str:
+    """The host's processor by its maker's name, or whatever the system calls it."""
+    return _cpu_info("model name").strip() or platform.processor() or platform.machine()
+
+
+def usable_cores() -> int | None:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _cpu_info(*names: str) -> str:
+    """What /proc/cpuinfo says of the first core under one of some names; empty where it says nothing."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
-        return []
-    line = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return sorted(line.partition(":")[2].split())
+        return ""
+    return next((line for line in lines if line.startswith(names)), "").partition(":")[2]
 
 
 CPU = CPUPlatform(
@@ -113,4 +142,6 @@ CPU = CPUPlatform(
     top_k="sort",
     install="JAX's CPU client comes with jaxlib: reinstall with `pip install --force-reinstall jaxlib`.",
     experts="chosen",
+    kernels_note="turned off",
+    quantizations=("int8",),
 )

@@ -104,6 +104,11 @@ def total(x: jax.Array, shards: int) -> jax.Array:
     return x if shards == 1 else jax.lax.psum(x, AXIS)
 
 
+def largest(x: jax.Array, shards: int) -> jax.Array:
+    """The largest of what all devices have, element by element, on each of them."""
+    return x if shards == 1 else jax.lax.pmax(x, AXIS)
+
+
 def concatenated(x: jax.Array, shards: int) -> jax.Array:
     """What all devices have, one after the other along the last dimension, on each of them."""
     return x if shards == 1 else jax.lax.all_gather(x, AXIS, axis=x.ndim - 1, tiled=True)

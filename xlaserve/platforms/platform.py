@@ -24,6 +24,7 @@ Device = Any
 TopKKind = Literal["sort", "neuron"]
 
 ExpertsKind = Literal["chosen", "all"]
+KernelsChoice = Literal["auto", "none", "native"]
 
 Family = Literal["context", "generate", "upkeep"]
 """Graphs of one kind: context encoding, token generation, and what tends the state between steps."""
@@ -49,6 +50,10 @@ class Platform:
         install: what to do where the platform is asked for and absent.
         experts: how a mixture of experts is computed: "chosen" takes one token and expert after the other; "all" multiplies by all experts,
             or by copies of the chosen ones where these are less.
+        kernels: the native kernels that graphs may call, as `with_kernels` settles it: "none", or their library's version.
+        kernels_note: what a person should know of that: their instruction set, or why there are none; empty where the platform has no such
+            kernels at all.
+        quantizations: how weights can be quantized.
     """
 
     name: str
@@ -62,6 +67,9 @@ class Platform:
     top_k: TopKKind
     install: str
     experts: ExpertsKind = "all"
+    kernels: str = "none"
+    kernels_note: str = ""
+    quantizations: tuple[str, ...] = ()
 
     def configured(self, neuron: NeuronOptions | None) -> Platform:
         """The platform as the user wants it.
@@ -79,6 +87,30 @@ class Platform:
                 "leave out --override-neuron-config, or use --device neuron."
             )
         return self
+
+    def with_kernels(self, kernels: KernelsChoice) -> Platform:
+        """The platform with its native kernels, if they are wanted and it has some.
+
+        Raises:
+            ConfigError: "native", and there are none.
+        """
+        if kernels == "native":
+            raise ConfigError(f"kernels: native kernels are for the platform cpu, and this one is {self.name}: leave out --kernels native.")
+        return self
+
+    def check_quantization(self, quantization: str | None) -> None:
+        """Refuse what its graphs cannot compute with.
+
+        Raises:
+            ConfigError: the platform does not have it; the message says what to do.
+        """
+        if quantization is None or quantization in self.quantizations:
+            return
+        has = f"has {' and '.join(self.quantizations)}" if self.quantizations else "has none"
+        raise ConfigError(
+            f"quantization {quantization!r} is not for the platform {self.name}, which {has} so far: "
+            "leave out --quantization, or use --device cpu, which has int8."
+        )
 
     def devices(self) -> list[Device]:
         """The platform's devices.

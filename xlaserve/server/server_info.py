@@ -34,6 +34,8 @@ async def server_info(request: Request) -> Response:
         "device": info.device,
         "dtype": info.dtype,
         "load_format": info.load_format,
+        "kernels": info.kernels,
+        "quantization": info.quantization,
         "engine": {
             "max_model_len": info.max_model_len,
             "max_num_seqs": info.max_num_seqs,

@@ -1,21 +1,22 @@
 """What the host does per iteration, without a device: scheduling, input preparation and output processing, in microseconds.
 
-    python benchmarks/host_cost.py [--profile]
-
 A runner that computes nothing stands in for the device, so a step takes as long as the host needs for it. Sequences are 1000 tokens long
 and generate; text is made from tokens in the same thread, as `LLM` does it, by a tokenizer that costs next to nothing.
 """
 
 from __future__ import annotations
 
-import argparse
 import cProfile
+import io
 import pstats
 import time
+from collections.abc import Sequence as Sequences
 from typing import Any
 
 import numpy as np
 
+from xlaserve.bench.spread import Spread
+from xlaserve.bench.table import table
 from xlaserve.buckets.graphs import StepOutput
 from xlaserve.buckets.ladder import make_ladder
 from xlaserve.engine.core import EngineCore
@@ -28,6 +29,9 @@ from xlaserve.paged.block_pool import BlockPool
 from xlaserve.sampling.params import SamplingParams
 
 BLOCK, LENGTH, PROMPT = 16, 4096, 1000
+MOST_RUNNING, MOST_ITERATIONS = 1024, 2500
+"""More, and sequences would reach their longest."""
+_FUNCTIONS_SHOWN = 25
 
 
 class NoDevice:
@@ -72,42 +76,53 @@ def engine(running: int, *, prefix_caching: bool) -> tuple[EngineCore, OutputPro
     return core, processor
 
 
-def measure(running: int, steps: int, *, prefix_caching: bool) -> tuple[float, float]:
-    """Median microseconds of `core.step`, and of making outputs from its events."""
+def measure(running: int, iterations: int, *, prefix_caching: bool) -> tuple[Spread, Spread, Spread]:
+    """Microseconds of `core.step`, of making outputs from its events, and of both."""
     core, processor = engine(running, prefix_caching=prefix_caching)
     stepping: list[float] = []
     processing: list[float] = []
-    for _ in range(steps):
+    for _ in range(iterations):
         start = time.perf_counter()
         events = core.step()
         between = time.perf_counter()
         processor.process(events)
         processing.append(time.perf_counter() - between)
         stepping.append(between - start)
-    return float(np.median(stepping)) * 1e6, float(np.median(processing)) * 1e6
+    both = (step + output for step, output in zip(stepping, processing, strict=True))
+    return Spread.of(stepping, 1e6), Spread.of(processing, 1e6), Spread.of(both, 1e6)
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000, help="iterations per row (default: 1000)")
-    parser.add_argument("--profile", action="store_true", help="show where the time goes at 64 sequences, instead")
-    args = parser.parse_args()
-    if args.profile:
-        core, processor = engine(64, prefix_caching=True)
-        profile = cProfile.Profile()
-        profile.enable()
-        for _ in range(args.steps):
-            processor.process(core.step())
-        profile.disable()
-        pstats.Stats(profile).sort_stats("tottime").print_stats(25)
-        return
-    print(f"{'running':>8}{'core us':>10}{'outputs us':>12}{'total us':>10}{'no cache':>10}")
-    for running in (1, 8, 64, 256):
-        core, outputs = measure(running, args.steps, prefix_caching=True)
-        plain = sum(measure(running, args.steps, prefix_caching=False))
-        print(f"{running:>8}{core:>10.0f}{outputs:>12.0f}{core + outputs:>10.0f}{plain:>10.0f}", flush=True)
+def bench_host(running: Sequences[int], iterations: int) -> tuple[dict[str, Any], str]:
+    """Time iterations at several numbers of running sequences.
+
+    Args:
+        running: how many sequences run, one number after the other.
+        iterations: iterations timed for each.
+
+    Returns:
+        The metrics, and the same for a person.
+    """
+    metrics: dict[str, Any] = {}
+    rows: list[tuple[str, ...]] = []
+    for count in running:
+        core, outputs, total = measure(count, iterations, prefix_caching=True)
+        plain = measure(count, iterations, prefix_caching=False)[2]
+        spreads = {"core_us": core, "outputs_us": outputs, "total_us": total, "total_without_prefix_cache_us": plain}
+        metrics[str(count)] = {name: spread.as_json((99,)) for name, spread in spreads.items()}
+        middle = f"{total.percentile(99):,.0f}"
+        rows.append((str(count), *(f"{spread.median:,.0f}" for spread in (core, outputs, total)), middle, f"{plain.median:,.0f}"))
+    head = ("running", "core us", "outputs us", "total us", "total p99", "without prefix cache")
+    return metrics, table(head, rows, left=0)
 
 
-if __name__ == "__main__":
-    main()
+def profile_host(running: int, iterations: int) -> str:
+    """Where the time of iterations goes, by function, from Python's profiler; it slows down what it looks at."""
+    core, processor = engine(running, prefix_caching=True)
+    profile = cProfile.Profile()
+    profile.enable()
+    for _ in range(iterations):
+        processor.process(core.step())
+    profile.disable()
+    text = io.StringIO()
+    pstats.Stats(profile, stream=text).sort_stats("tottime").print_stats(_FUNCTIONS_SHOWN)
+    return text.getvalue().strip()

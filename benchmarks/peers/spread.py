@@ -1,0 +1,42 @@
+"""Medians with their spread, and ratios of runs that were made side by side."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.peers.workload import Measure
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Median, least and most of some values."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{_digits(self.median)} [{_digits(self.low)}, {_digits(self.high)}]"
+
+
+def spread(values: Sequence[float | None]) -> Spread | None:
+    """Of the values that there are; None where there is none."""
+    known = [value for value in values if value is not None]
+    return Spread(statistics.median(known), min(known), max(known)) if known else None
+
+
+def paired_speedup(measure: Measure, ours: Sequence[float | None], theirs: Sequence[float | None]) -> Spread | None:
+    """How many times as fast one engine is as another: each repeat of one with the same repeat of the other, right before or after it.
+
+    Args:
+        measure: what the values are of.
+        ours, theirs: values by repeat, None where there is none.
+    """
+    return spread([measure.speedup(a, b) for a, b in zip(ours, theirs, strict=False) if a is not None and b is not None])
+
+
+def _digits(value: float) -> str:
+    """Three digits that count."""
+    return f"{value:.2f}" if abs(value) < 9.995 else f"{value:.1f}" if abs(value) < 99.95 else f"{value:.0f}"

@@ -1,0 +1,203 @@
+// y = epilogue(prologue(x) @ weight.T): the matrix product of a Linear layer, with what stands around it in a decoder layer.
+//
+// Weights stay as checkpoints have them, [outputs, inputs]: both operands of a dot product are contiguous, so nothing is packed, and a
+// single row of x reads the weights as they lie in memory. A register tile holds as many dot products as a vector has lanes, and their
+// lanes are added up together. Every dot product is computed in the same order whatever the tile: a row's result does not depend on the
+// rows beside it, nor on the number of threads.
+//
+// Included inside a namespace of its instruction set, after "dot_steps.h" has defined what a step is.
+
+namespace {
+
+// How far ahead weights are asked for, in bytes.
+constexpr int64_t kAhead = 8192;
+
+// Steps that one line of the cache has weights for.
+template <typename Op>
+constexpr int kStepsOfLine = 64 / (Op::kStep * sizeof(typename Op::W));
+
+// A tile of MR rows of x and NR rows of weights; `out` gets its MR * NR dot products.
+//
+// Sums: whether to add up the weights too (`weight_sums`), as int8 products need. Fetch: whether to ask the memory for weights that follow,
+// line after line; a core that reads several rows at once looks too little ahead by itself.
+template <typename Op, int MR, int NR, bool Sums, bool Fetch>
+inline void Tile(const typename Op::X* const* x, const typename Op::W* const* w, int64_t inputs, typename Op::Sum* __restrict out,
+                 typename Op::Sum* __restrict weight_sums) {
+  typename Op::Acc acc[MR * NR];
+  typename Op::Acc sums[Sums ? NR : 1];
+#pragma GCC unroll 32
+  for (int i = 0; i < MR * NR; ++i) acc[i] = Op::Zero();
+#pragma GCC unroll 16
+  for (auto& s : sums) s = Op::Zero();
+  const auto step = [&](auto load_x, auto load_w) __attribute__((always_inline)) {
+    typename Op::WV wv[NR];
+#pragma GCC unroll 16
+    for (int n = 0; n < NR; ++n) {
+      wv[n] = load_w(w[n]);
+      if constexpr (Sums) sums[n] = Op::AddWeights(sums[n], wv[n]);
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) {
+      const typename Op::XV xv = load_x(x[m]);
+#pragma GCC unroll 16
+      for (int n = 0; n < NR; ++n) acc[m * NR + n] = Op::MultiplyAdd(acc[m * NR + n], xv, wv[n]);
+    }
+  };
+  int64_t k = 0;
+  const char* ahead = reinterpret_cast<const char*>(w[0]) + kAhead;
+  for (; k + Op::kStep <= inputs; k += Op::kStep) {
+    if constexpr (Fetch) {
+#pragma GCC unroll 16
+      for (int n = 0; n < NR; n += kStepsOfLine<Op>) __builtin_prefetch(ahead + n * Op::kStep * sizeof(typename Op::W));
+      ahead += NR * Op::kStep * sizeof(typename Op::W);
+    }
+    step([&](const typename Op::X* p) __attribute__((always_inline)) { return Op::LoadX(p + k); },
+         [&](const typename Op::W* p) __attribute__((always_inline)) { return Op::LoadW(p + k); });
+  }
+  if (k < inputs) {
+    const int64_t rest = inputs - k;
+    step([&](const typename Op::X* p) __attribute__((always_inline)) { return Op::LoadX(p + k, rest); },
+         [&](const typename Op::W* p) __attribute__((always_inline)) { return Op::LoadW(p + k, rest); });
+  }
+  Op::template AddLanes<MR * NR>(acc, out);
+  if constexpr (Sums) Op::template AddLanes<NR>(sums, weight_sums);
+}
+
+// Rows of weights that one part of the work has: of a gated layer as many rows of the gate as of what it gates.
+struct Panel {
+  int64_t first;
+  int64_t count;
+};
+
+template <typename Op>
+class Product {
+ public:
+  using X = typename Op::X;
+  using W = typename Op::W;
+
+  explicit Product(const LinearArgs& args) : a_(args), weights_(static_cast<const W*>(args.weight)), halves_(args.gated() ? 2 : 1),
+        parts_(Op::kQuantizes ? 2 : 1) {}
+
+  void Run(Pool& pool) {
+    Prepare(pool);
+    const int64_t outputs = a_.outputs / halves_;
+    const int64_t row_bytes = a_.inputs * static_cast<int64_t>(sizeof(W)) * halves_;
+    const int64_t blocks = (a_.rows + kRowBlock - 1) / kRowBlock;
+    const int64_t block = (a_.rows + blocks - 1) / blocks;
+    // A part is small enough that threads end together, and large enough that claiming it costs nothing.
+    const int64_t fair = outputs * row_bytes / (8 * pool.threads());
+    const int64_t most = std::min(kMostDots / (block * parts_), kPanelBytes / row_bytes * halves_) / halves_;
+    const int64_t panel = std::max(std::min(fair / row_bytes, most) / kTile * kTile, std::min<int64_t>(kTile, kMostDots / (block * parts_) / halves_));
+    const int64_t panels = (outputs + panel - 1) / panel;
+    pool.Run(panels * blocks, [&](int64_t part) {
+      // Threads go through the weights in the order in which they lie, the blocks of rows of one panel following each other.
+      const int64_t first = part / blocks * panel, row = part % blocks * block;
+      Compute({first, std::min(panel, outputs - first)}, row, std::min(block, a_.rows - row));
+    });
+  }
+
+ private:
+  static constexpr int kTile = Op::kLanes;
+  static constexpr int kRows = Op::kRows, kColumns = Op::kColumns;
+  static constexpr int64_t kFewestPacked = 12;  // lines from which on transposing weights pays
+  static constexpr int64_t kRowBlock = 128;
+  static constexpr int64_t kPanelBytes = 256 << 10;
+  static constexpr int64_t kMostDots = 1 << 15;
+
+  // What x becomes before it is multiplied: normalized, and for int8 quantized. Where that is nothing, x itself.
+  void Prepare(Pool& pool) {
+    x_ = reinterpret_cast<const X**>(a_.row_scratch);
+    if (!Op::kQuantizes && a_.norm == nullptr) {
+      for (int64_t i = 0; i < a_.rows; ++i) x_[i] = static_cast<const X*>(a_.x) + a_.row(i) * a_.inputs;
+      return;
+    }
+    X* const prepared = static_cast<X*>(a_.x_scratch);
+    const auto prepare = [&](int64_t i) {
+      X* const lines = prepared + i * parts_ * a_.padded_inputs();
+      Op::Prepare(a_, i, lines);
+      for (int64_t part = 0; part < parts_; ++part) x_[i * parts_ + part] = lines + part * a_.padded_inputs();
+    };
+    if (a_.rows * a_.inputs <= 8192) {
+      for (int64_t i = 0; i < a_.rows; ++i) prepare(i);
+    } else {
+      const int64_t some = std::max<int64_t>(1, 8192 / a_.inputs);
+      pool.Run((a_.rows + some - 1) / some, [&](int64_t part) {
+        for (int64_t i = part * some; i < std::min(a_.rows, (part + 1) * some); ++i) prepare(i);
+      });
+    }
+  }
+
+  void Compute(Panel panel, int64_t row, int64_t rows) const {
+    alignas(64) static thread_local typename Op::Sum out[kMostDots], sums[kMostDots];
+    const int64_t width = panel.count * halves_;
+    for (int64_t half = 0; half < halves_; ++half) {
+      const W* const weights = weights_ + (panel.first + half * (a_.outputs / halves_)) * a_.inputs;
+      Columns(weights, panel.count, row * parts_, rows * parts_, width, out + half * panel.count, sums + half * panel.count);
+    }
+    for (int64_t m = 0; m < rows; ++m) Finish(panel, row + m, out + m * parts_ * width, width, sums);
+  }
+
+  // Dot products of `lines` lines of x with `count` rows of weights. A tile's weights meet all lines before the next ones are read, and the
+  // lines are shared out evenly: tiles of a single line would wait for their loads.
+  void Columns(const W* weights, int64_t count, int64_t line, int64_t lines, int64_t width, typename Op::Sum* out,
+               typename Op::Sum* sums) const {
+#if defined(XLASERVE_VNNI)
+    if constexpr (Op::kQuantizes) {
+      if (lines >= kFewestPacked) return PackedColumns(weights, count, a_.inputs, x_ + line, lines, width, out, sums);
+    }
+#endif
+    const int64_t tiles = (lines + kRows - 1) / kRows, fewest = lines / tiles, larger = lines % tiles;
+    for (int64_t n = 0; n < count; n += kColumns) {
+      // What lies past the last row of weights is computed from the last one, and not kept.
+      const int64_t kept = std::min<int64_t>(kColumns, count - n);
+      const W* w[kColumns];
+      for (int64_t i = 0; i < kColumns; ++i) w[i] = weights + (n + std::min(i, kept - 1)) * a_.inputs;
+      int64_t m = 0;
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t size = fewest + (tile < larger);
+        OneTile<kRows>(size, tile == 0, w, kept, line + m, out + m * width + n, width, sums + n);
+        m += size;
+      }
+    }
+  }
+
+  // A tile of `size` lines, at most MR.
+  template <int MR>
+  void OneTile(int64_t size, bool first, const W* const* w, int64_t kept, int64_t line, typename Op::Sum* out, int64_t width,
+               typename Op::Sum* sums) const {
+    if constexpr (MR > 1) {
+      if (size < MR) return OneTile<MR - 1>(size, first, w, kept, line, out, width, sums);
+    }
+    alignas(64) typename Op::Sum tile[MR * kColumns], tile_sums[kColumns];
+    if (first) {
+      Tile<Op, MR, kColumns, Op::kQuantizes, true>(x_ + line, w, a_.inputs, tile, tile_sums);
+      if constexpr (Op::kQuantizes) std::copy_n(tile_sums, kept, sums);
+    } else {
+      Tile<Op, MR, kColumns, false, false>(x_ + line, w, a_.inputs, tile, tile_sums);
+    }
+    for (int m = 0; m < MR; ++m) std::copy_n(tile + m * kColumns, kept, out + m * width);
+  }
+
+  // From dot products to what is stored.
+  void Finish(Panel panel, int64_t row, typename Op::Sum* dots, int64_t width, const typename Op::Sum* sums) const {
+    float* const y = Op::Scale(a_, row, panel.first, panel.count, halves_, dots, width, sums);
+    const int64_t count = panel.count;
+    if (a_.bias != nullptr) {
+      for (int64_t half = 0; half < halves_; ++half) {
+        AddTo(y + half * count, a_.bf16, a_.bias, half * (a_.outputs / halves_) + panel.first, count);
+      }
+    }
+    Activate(a_.activation, y, y + count, count);
+    const int64_t at = a_.row(row) * (a_.outputs / halves_) + panel.first;
+    if (a_.residual != nullptr) AddTo(y, a_.bf16, a_.residual, at, count);
+    Store(a_.out_bf16, a_.y, at, y, count);
+  }
+
+  const LinearArgs& a_;
+  const W* weights_;
+  const int64_t halves_;  // 2 of a gated layer: what goes through the activation, and what that multiplies
+  const int64_t parts_;   // lines of prepared x that a row becomes
+  const X** x_ = nullptr;
+};
+
+}  // namespace

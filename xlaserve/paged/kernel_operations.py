@@ -1,0 +1,80 @@
+"""A decoder's operations on the CPU kernels: each linear layer with what stands around it is one call, and so is attention with all that it
+does to the cache. Places of a step that hold no token cost nothing.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+from xlaserve.kernels.attention import paged_attention
+from xlaserve.kernels.linear import linear
+from xlaserve.models.config import Activation, ModelConfig
+from xlaserve.models.operations import Norm, Weights, XlaOperations
+from xlaserve.models.rotary import rotary
+from xlaserve.paged.attention import PagedKV
+
+
+class KernelOperations:
+    """`xlaserve.models.operations.Operations` on the CPU kernels.
+
+    Args:
+        cache: the cache of the step, which `attention` reads and writes layer after layer.
+        lengths: int32 `[S]`, how many places of each row hold a token. None where every place counts.
+    """
+
+    def __init__(self, cache: PagedKV, lengths: Array | None) -> None:
+        self._cache = cache
+        self._lengths = lengths
+        self._plain = XlaOperations(cache.attend)
+
+    def linear(
+        self,
+        x: Array,
+        weights: Weights,
+        *,
+        norm: Norm | None = None,
+        activation: Activation | None = None,
+        residual: Array | None = None,
+        shards: int = 1,
+    ) -> Array:
+        """See `Operations`."""
+        if shards > 1:  # devices add up their products between what the kernel would do at once
+            return self._plain.linear(x, weights, norm=norm, activation=activation, residual=residual, shards=shards)
+        return linear(
+            x,
+            weights.weight,
+            weights.scale,
+            lengths=self._lengths,
+            norm=None if norm is None else norm.weight,
+            eps=0.0 if norm is None else norm.eps,
+            unit_offset=norm is not None and norm.unit_offset,
+            bias=weights.bias,
+            activation=activation,
+            residual=residual,
+        )
+
+    def attention(self, config: ModelConfig, layer: int, qkv: Array, positions: Array, q_norm: Norm | None, k_norm: Norm | None) -> Array:
+        """See `Operations`."""
+        own, step = config.layers[layer], self._cache.step
+        lengths = jnp.full(positions.shape[:1], positions.shape[1], jnp.int32) if self._lengths is None else self._lengths
+        cos, sin = (angle[:, :, 0] for angle in rotary(positions, own.rope, config.head_dim))
+        out, keys, values = paged_attention(
+            qkv,
+            cos,
+            sin,
+            *self._cache.layers[layer],
+            step.block_tables,
+            positions,
+            lengths,
+            q_norm=None if q_norm is None else q_norm.weight,
+            k_norm=None if k_norm is None else k_norm.weight,
+            heads=config.num_heads,
+            scale=config.query_scale,
+            window=own.window,
+            softcap=config.attention_softcap,
+            eps=config.norm_eps,
+            unit_offset=config.unit_offset_norm,
+        )
+        self._cache.layers[layer] = keys, values
+        return out
