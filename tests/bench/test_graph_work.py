@@ -15,7 +15,7 @@ from xlaserve.bench.graph_batch import contexts_of, graph_batch
 from xlaserve.bench.graph_work import GraphWork, RowWork, Stored, graph_work
 from xlaserve.bench.roofline import Roofline
 from xlaserve.buckets.ladder import ContextBucket, GenerateBucket
-from xlaserve.models.config import LayerAttention, ModelConfig, Rope
+from xlaserve.models.config import Experts, LayerAttention, ModelConfig, Rope
 
 MODEL = ModelConfig(
     family="llama",
@@ -53,6 +53,18 @@ def test_a_generated_token_by_hand() -> None:
     assert work.attention_flops == 4 * 4 * 3 * (11 + 4)
     assert work.bytes == work.weight_bytes + work.kv_read_bytes + work.kv_written_bytes + work.logit_bytes
     assert work.flops == work.linear_flops + work.attention_flops
+
+
+def test_experts_count_where_they_are_chosen() -> None:
+    """One token meets those that it chooses; many meet nearly all, and each computes with its own."""
+    model = replace(MODEL, experts=Experts(count=8, per_token=2, width=5, normalized=True))
+    stack = {"model.layers.0.mlp.experts.down_proj.weight": Stored((8, 8, 5), 2)}
+    one = graph_work(model, stack, 4, [RowWork(10, 1)])
+    assert (one.weight_bytes, one.linear_flops) == (2 * 8 * 5 * 2, 2 * 2 * 8 * 5)
+    two = graph_work(model, stack, 4, [RowWork(10, 1), RowWork(3, 1)])
+    assert (two.weight_bytes, two.linear_flops) == (round(3.5 * 8 * 5 * 2), 2 * one.linear_flops)
+    many = graph_work(model, stack, 4, [RowWork(0, 100)])
+    assert (many.weight_bytes, many.linear_flops) == (8 * 8 * 5 * 2, 100 * one.linear_flops)
 
 
 def test_logits_are_made_for_one_token_of_each_row() -> None:

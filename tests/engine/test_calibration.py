@@ -24,7 +24,7 @@ from xlaserve.engine.build import compile_graphs, make_plan, measure_costs, open
 from xlaserve.engine.calibration import calibrate
 from xlaserve.engine.config import EngineConfig
 from xlaserve.engine.runner import Runner
-from xlaserve.models.weights import placeholder_weights
+from xlaserve.models.dummy_weights import DummyWeights
 
 LADDER = make_ladder(max_model_len=64, max_num_seqs=2, max_num_batched_tokens=32, block_size=16, static_width=False)
 
@@ -173,7 +173,7 @@ def config(tiny_model: Callable[[str], Path]) -> EngineConfig:
 def test_measuring_runs_full_rows_and_leaves_nothing(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(config)
     graphs = compile_graphs(plan, open_stores(plan, config, print), config, lambda _line: None)
-    weights = placeholder_weights(plan.spec.parameters(), plan.devices)
+    weights = DummyWeights(plan.model, plan.spec.parameters(), plan.devices).make()
     runner: Any = Runner(plan.spec, {b: g.run for b, g in graphs.items()}, weights, lambda: weights, lambda: None)
     before = jax.tree.map(jnp.copy, runner._state)
     run: Callable[[Bucket, Batch], Any] = runner.run
@@ -217,6 +217,6 @@ def test_compiling_measures_for_the_engine(config: EngineConfig, tmp_path: Path,
     def full(*_: object) -> object:
         raise RuntimeError("RESOURCE_EXHAUSTED")
 
-    monkeypatch.setattr(build, "placeholder_weights", full)
+    monkeypatch.setattr(build.DummyWeights, "make", full)
     measure_costs(plan, Stores(None, store_at(tmp_path)), graphs, lines.append)
     assert lines[1:] == ["costs of graphs cannot be measured now: RESOURCE_EXHAUSTED"]

@@ -237,6 +237,19 @@ def test_equality_matrix(
     tally.cells.add(request.node.name)
 
 
+def test_without_kernels(tiny_model: Tiny, plain: Plain, tally: Tally, request: pytest.FixtureRequest) -> None:
+    """What XLA alone computes is the same, in a crowd, chunked and preempted."""
+    options = {"kernels": "none", "max_num_batched_tokens": 32, "num_blocks": SMALL}
+    with LLM(str(tiny_model("llama3")), **{**TINY_ENGINE, **options}) as llm:
+        assert llm.info.kernels == "none"
+        tally.compare(llm.generate([wish.prompt for wish in plain.wishes], [wish.params for wish in plain.wishes]), plain)
+        stats = llm.stats()
+    assert stats.preemptions > 0
+    assert stats.compile_events == 0
+    tally.preemptions += stats.preemptions
+    tally.cells.add(request.node.name)
+
+
 @pytest.mark.parametrize("place", ["thread", "process"])
 @pytest.mark.parametrize("ahead", CELLS["async_scheduling"], ids=["async", "sync"])
 def test_beside_clients_that_leave(

@@ -121,7 +121,7 @@ def test_activations_of_16_bits(model: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["cuda", "neuron"])
 def test_other_platforms_refuse_it_before_anything_is_opened(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "select_platform", lambda *_wanted: platforms()[name])
-    monkeypatch.setattr(build, "open_checkpoint", lambda _model: pytest.fail("nothing is to be opened"))
+    monkeypatch.setattr(build, "open_checkpoint", lambda *_asked: pytest.fail("nothing is to be opened"))
     with pytest.raises(
         ConfigError,
         match=rf"quantization 'int8' is not for the platform {name}, which has none so far: leave out --quantization, or use --device cpu",

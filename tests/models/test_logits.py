@@ -49,7 +49,7 @@ def _check_tiny(family: str, engine: LogitsEngine, chunks: tuple[int, ...]) -> N
             assert np.abs(logits - case.logits).max() < 1e-4, (len(case.prompt), chunk)
 
 
-@pytest.mark.parametrize(("family", "shards"), [("llama2", 2), ("llama3", 4), ("qwen2", 4), ("qwen3", 2), ("gemma2", 2)])
+@pytest.mark.parametrize(("family", "shards"), [("llama2", 2), ("llama3", 4), ("qwen2", 4), ("qwen3", 2), ("qwen3_moe", 2), ("gemma2", 2)])
 def test_tiny_families_over_devices(family: str, shards: int, tiny_model: Callable[[str], Path]) -> None:
     """With 4 devices each of the two key heads is on two of them."""
     _check_tiny(family, LogitsEngine(tiny_model(family), max_len=256, shards=shards), (64,))
@@ -59,6 +59,14 @@ def test_tiny_families_over_devices(family: str, shards: int, tiny_model: Callab
 @pytest.mark.parametrize(("family", "shards"), [("llama3", 4), ("gemma2", 2)])
 def test_tiny_families_over_devices_on_kernels(family: str, shards: int, tiny_model: Callable[[str], Path]) -> None:
     _check_tiny(family, LogitsEngine(tiny_model(family), max_len=256, shards=shards, kernels=True), (64,))
+
+
+@pytest.mark.parametrize("chunk", [16, 256])
+def test_all_experts_at_once(chunk: int, tiny_model: Callable[[str], Path]) -> None:
+    """As accelerators compute them: chunks by all experts, 256 tokens in two parts; single tokens by copies of the chosen ones."""
+    engine = LogitsEngine(tiny_model("qwen3_moe"), max_len=256, experts="all")
+    for case in load_tiny("qwen3_moe").cases:
+        assert np.abs(engine.logits(case.prompt, chunk=chunk) - case.logits).max() < 1e-4, len(case.prompt)
 
 
 def test_a_vocabulary_that_devices_cannot_share_evenly(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xlaserve.sampling.top_k import NEURON_WIDEST, top_k
+from xlaserve.platforms.top_k import NEURON_WIDEST, top_k
 
 
 def lowered(rows: int, width: int, k: int) -> str:

@@ -18,6 +18,7 @@ def test_what_a_server_is() -> None:
         for path in ("/server_info", "/get_server_info"):
             info = live.client.get(path).json()
             assert (info["version"], info["model"], info["platform"], info["dtype"]) == (__version__, "scripted/model", "scripted", "text")
+            assert info["load_format"] == "auto"
             assert info["kernels"] == "none"
             assert info["quantization"] is None
             assert info["versions"].keys() >= {"jax", "fastapi"}

@@ -26,6 +26,7 @@ from xlaserve.models.weights import load_weights
 from xlaserve.paged.attention import PagedKV, StepShape
 from xlaserve.paged.kernel_operations import KernelOperations
 from xlaserve.platforms.mesh import AXIS, on_each_device, spread
+from xlaserve.platforms.platform import ExpertsKind
 
 BLOCK = 16
 
@@ -38,6 +39,7 @@ class LogitsEngine:
         attention: which implementation reads the cache, unless kernels do.
         max_len: longest prompt in tokens.
         shards: CPU devices to split the model over.
+        experts: how a mixture of experts is computed.
         quantization: how weights are kept; None for float32.
         kernels: whether to compute with the CPU kernels, which have to be there.
     """
@@ -48,6 +50,7 @@ class LogitsEngine:
         attention: str = "tiled",
         max_len: int = 2048,
         shards: int = 1,
+        experts: ExpertsKind = "chosen",
         quantization: Quantization | None = None,
         kernels: bool = False,
     ) -> None:
@@ -57,7 +60,7 @@ class LogitsEngine:
         self._shapes = parameter_shapes(self.config, jnp.dtype("float32"))
         self._names = tuple(self._shapes)
         self._params = load_weights(checkpoint, self._shapes, jax.devices("cpu")[:shards], rows=checkpoint_rows(whole, shards))
-        self._model = CausalLM(self.config, jnp.dtype("float32"))
+        self._model = CausalLM(self.config, jnp.dtype("float32"), experts=experts)
         self._attention: str = attention
         self._kernels = kernels
         self._blocks = -(-max_len // BLOCK)

@@ -110,6 +110,28 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "max_window_layers": 3,
         "tie_word_embeddings": True,
     },
+    "qwen3_moe": {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        # Of layers 1, 3 and 5, which have experts by the step, 3 is excepted.
+        "num_hidden_layers": 6,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [3],
+        "num_experts": 12,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 48,
+        "norm_topk_prob": True,
+        "head_dim": 32,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-3,
+        "rope_theta": 1000000.0,
+        "rope_scaling": None,
+        "attention_bias": False,
+        "sliding_window": None,
+        "use_sliding_window": False,
+        "max_window_layers": 6,
+        "tie_word_embeddings": False,
+    },
     "gemma2": {
         "architectures": ["Gemma2ForCausalLM"],
         "model_type": "gemma2",
@@ -247,7 +269,7 @@ def _parameters(config: dict[str, Any]) -> list[tuple[str, tuple[int, ...], floa
             out.append((f"{prefix}self_attn.{name}_proj.weight", (rows, hidden), 0.0, std))
             if config["model_type"] == "qwen2":
                 out.append((f"{prefix}self_attn.{name}_proj.bias", (rows,), 0.0, 0.5))
-        if config["model_type"] in ("qwen3", "gemma3_text"):
+        if config["model_type"] in ("qwen3", "qwen3_moe", "gemma3_text"):
             out.append((prefix + "self_attn.q_norm.weight", (head_dim,), identity, 0.3))
             out.append((prefix + "self_attn.k_norm.weight", (head_dim,), identity, 0.3))
         out.append((prefix + "self_attn.o_proj.weight", (hidden, heads * head_dim), 0.0, 1.2 / math.sqrt(heads * head_dim)))
@@ -255,9 +277,15 @@ def _parameters(config: dict[str, Any]) -> list[tuple[str, tuple[int, ...], floa
         if gemma:
             out.append((prefix + "pre_feedforward_layernorm.weight", (hidden,), identity, 0.2))
             out.append((prefix + "post_feedforward_layernorm.weight", (hidden,), post_norm, 0.2))
-        out.append((prefix + "mlp.gate_proj.weight", (inner, hidden), 0.0, 1.5 / math.sqrt(hidden)))
-        out.append((prefix + "mlp.up_proj.weight", (inner, hidden), 0.0, 1.5 / math.sqrt(hidden)))
-        out.append((prefix + "mlp.down_proj.weight", (hidden, inner), 0.0, 1.0 / math.sqrt(inner)))
+        mlps = [(prefix + "mlp.", inner)]
+        if "num_experts" in config and layer not in config["mlp_only_layers"] and (layer + 1) % config["decoder_sparse_step"] == 0:
+            # Experts that are chosen by a clear lead: where two are as likely, rounding would decide.
+            out.append((prefix + "mlp.gate.weight", (config["num_experts"], hidden), 0.0, 3.0 / math.sqrt(hidden)))
+            mlps = [(f"{prefix}mlp.experts.{expert}.", config["moe_intermediate_size"]) for expert in range(config["num_experts"])]
+        for mlp, width in mlps:
+            out.append((mlp + "gate_proj.weight", (width, hidden), 0.0, 1.5 / math.sqrt(hidden)))
+            out.append((mlp + "up_proj.weight", (width, hidden), 0.0, 1.5 / math.sqrt(hidden)))
+            out.append((mlp + "down_proj.weight", (hidden, width), 0.0, 1.0 / math.sqrt(width)))
     out.append(("model.norm.weight", (hidden,), identity, 0.2))
     if not tied:
         out.append(("lm_head.weight", (vocab, hidden), 0.0, 0.25))

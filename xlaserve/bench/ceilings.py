@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xlaserve.bench.spread import Spread
+from xlaserve.kernels.library import open_library
 from xlaserve.platforms.cpu import usable_cores
 from xlaserve.platforms.platform import Device
 
@@ -82,7 +83,8 @@ def measure(probes: Iterable[Probe], runs: int = RUNS) -> Ceiling:
 
 
 def bandwidth_probes(device: Device, size: int) -> list[Probe]:
-    """Ways to read memory: through small compiled graphs, and on CPU through numpy with a thread for each core.
+    """Ways to read memory: through small compiled graphs, and on CPU through numpy with a thread for each core and through the kernels' own
+    threads, where these are built.
 
     A copy counts what it reads and what it writes.
 
@@ -101,6 +103,9 @@ def bandwidth_probes(device: Device, size: int) -> list[Probe]:
     ]
     if device.platform == "cpu":
         probes.append(Probe("numpy: dot, threads", host.nbytes, _threaded_dots(host)))
+        library = open_library()
+        if not isinstance(library, str):
+            probes.append(Probe("native: read", host.nbytes, lambda: library.read(host)))
     return probes
 
 

@@ -49,11 +49,13 @@ class GraphWork(NamedTuple):
 
     Args:
         tokens: tokens that it computes.
-        weight_bytes: weights, each read once: of the embedding table the tokens' rows, and all of it where it makes the logits.
+        weight_bytes: weights, each read once: of the embedding table the tokens' rows, and all of it where it makes the logits; of the
+            experts of a layer as many as so many tokens meet on average, if each chooses evenly and by itself.
         kv_read_bytes: keys and values of earlier tokens that are attended to, within the layers' windows.
         kv_written_bytes: keys and values of the tokens that it computes.
         logit_bytes: logits, float32, written once for each row.
-        linear_flops: of the products with weights, 2 for each weight and token; logits for one token of each row.
+        linear_flops: of the products with weights, 2 for each weight and token; logits for one token of each row, experts
+            for the tokens that choose them.
         attention_flops: of scores and of weighted values, 2 for each number of a key and of a value that a query meets.
     """
 
@@ -95,6 +97,11 @@ def graph_work(model: ModelConfig, parameters: Mapping[str, Stored], kv_itemsize
                 continue
         # Logits are made for one token of each row, whatever else the row computes.
         makes_logits = name.endswith("embed_tokens.weight") or name.startswith("lm_head.")
+        if len(stored.shape) == 3 and model.experts is not None:
+            share = model.experts.per_token / model.experts.count
+            weight_bytes += round(stored.bytes * (1 - (1 - share) ** tokens))
+            linear_flops += 2 * prod(stored.shape) // model.experts.count * model.experts.per_token * tokens
+            continue
         weight_bytes += stored.bytes
         if matrix:
             linear_flops += 2 * prod(stored.shape) * (len(rows) if makes_logits else tokens)

@@ -142,7 +142,10 @@ def subject_of(llm: LLM) -> dict[str, Any]:
     info = llm.info
     return {
         "model": info.model_name,
+        "load_format": info.load_format,
         "dtype": info.dtype,
+        "quantization": info.quantization,
+        "kernels": info.kernels,
         "platform": info.platform,
         "device": info.device,
         "max_model_len": info.max_model_len,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from xlaserve.bench.ceilings import Ceiling, Probe, bandwidth_probes, gemm_probes, measure
+from xlaserve.bench.ceilings import Ceiling, bandwidth_probes, gemm_probes, measure
 from xlaserve.bench.graph_batch import contexts_of, graph_batch
 from xlaserve.bench.graph_work import RowWork, Stored, graph_work
 from xlaserve.bench.roofline import Roofline
@@ -71,7 +71,6 @@ def bench_kernels(
     iterations: int,
     sizes: CeilingSizes,
     say: Callable[[str], None],
-    more_probes: Sequence[Probe] = (),
 ) -> tuple[dict[str, Any], dict[str, Any], list[str], str]:
     """Time graphs and hold them against the device's ceilings, which are measured before and after.
 
@@ -82,7 +81,6 @@ def bench_kernels(
         iterations: groups of runs that are timed of each.
         sizes: of what ceilings are measured with.
         say: told how far it is.
-        more_probes: more ways to read memory.
 
     Returns:
         What the engine is, the metrics, what was left out and why, and the metrics for a person.
@@ -97,9 +95,9 @@ def bench_kernels(
         raise ConfigError(f"--graphs {' '.join(names)} names none of {', '.join(bucket.name for bucket in plan.ladder.buckets)}.")
     device, dtypes = plan.devices[0], _dtypes(plan.spec)
     say("measuring bandwidth and matrix products")
-    reading, multiplying = _ceilings(device, dtypes, sizes, more_probes)
+    reading, multiplying = _ceilings(device, dtypes, sizes)
     timed, skipped = _time_all(plan, runner, buckets, contexts, iterations, say)
-    again = _ceilings(device, dtypes, sizes, more_probes)
+    again = _ceilings(device, dtypes, sizes)
     reading, multiplying = reading.joined(again[0]), multiplying.joined(again[1])
     lines = [(each, _roofline(plan.spec, each, reading, multiplying)) for each in timed]
     metrics = {
@@ -116,7 +114,10 @@ def subject_of(plan: Plan) -> dict[str, Any]:
     info = plan.info()
     return {
         "model": info.model_name,
+        "load_format": info.load_format,
         "dtype": info.dtype,
+        "quantization": info.quantization,
+        "kernels": info.kernels,
         "platform": info.platform,
         "device": info.device,
         "devices": plan.limits.tensor_parallel_size,
@@ -128,8 +129,8 @@ def subject_of(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _ceilings(device: Device, dtypes: Sequence[str], sizes: CeilingSizes, more: Sequence[Probe]) -> tuple[Ceiling, Ceiling]:
-    reading = measure([*bandwidth_probes(device, sizes.bandwidth_bytes), *more])
+def _ceilings(device: Device, dtypes: Sequence[str], sizes: CeilingSizes) -> tuple[Ceiling, Ceiling]:
+    reading = measure(bandwidth_probes(device, sizes.bandwidth_bytes))
     return reading, measure(gemm_probes(device, dtypes, sizes.gemm or _GEMM.get(device.platform, _LARGE_GEMM)))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from xlaserve.errors import ConfigError
 from xlaserve.models.checkpoint import open_checkpoint
+from xlaserve.models.config import LoadFormat
 from xlaserve.models.tokenizer import Tokenizer, tokenizer_from_directory
 
 _TRIES = 16
@@ -49,8 +50,9 @@ class Vocabulary:
         return len(self._tokenizer.encode(text))
 
 
-def open_vocabulary(source: str | None) -> Vocabulary:
+def open_vocabulary(source: str | None, load_format: LoadFormat = "auto") -> Vocabulary:
     """The vocabulary of a model: a directory, of which the tokenizer's files are enough, a .gguf file, a hub id; None is the demo model.
+    With `load_format` "dummy" no weights need be there, and it may be the name of an architecture.
 
     Raises:
         CheckpointError: there is none there.
@@ -58,7 +60,7 @@ def open_vocabulary(source: str | None) -> Vocabulary:
     """
     if source is not None and (Path(source) / "tokenizer.json").is_file():
         return _checked(source, tokenizer_from_directory(Path(source)))
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, load_format)
     try:
         return _checked(checkpoint.name, checkpoint.tokenizer())
     finally:

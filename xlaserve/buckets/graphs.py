@@ -31,7 +31,7 @@ from xlaserve.models.operations import Operations, XlaOperations
 from xlaserve.paged.attention import PagedKV, StepShape, copy_blocks
 from xlaserve.paged.kernel_operations import KernelOperations
 from xlaserve.platforms.mesh import AXIS, on_each_device, part, sharding, spread
-from xlaserve.platforms.platform import Device, TopKKind
+from xlaserve.platforms.platform import Device, ExpertsKind, TopKKind
 from xlaserve.sampling.logprobs import score, score_places
 from xlaserve.sampling.sampler import SamplingRows, sample
 from xlaserve.sampling.scores import SCORE_WIDTH
@@ -70,6 +70,7 @@ class GraphSpec:
         branches: whether graphs may hold conditionals.
         top_k: how the largest numbers of a row are found.
         tensor_parallel_size: devices that the model is split over.
+        experts: how a mixture of experts is computed.
         kernels: native kernels that graphs may call: "none", or their library's version.
         quantization: how weights of products and embeddings are kept; None for `dtype`.
     """
@@ -83,6 +84,7 @@ class GraphSpec:
     branches: bool
     top_k: TopKKind
     tensor_parallel_size: int = 1
+    experts: ExpertsKind = "all"
     kernels: str = "none"
     quantization: Quantization | None = None
 
@@ -114,7 +116,7 @@ class GraphSpec:
 def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
     """The step function of one bucket, ready to be traced."""
     names = tuple(spec.parameters())
-    model = CausalLM(spec.share, jnp.dtype(spec.dtype))
+    model = CausalLM(spec.share, jnp.dtype(spec.dtype), spec.top_k, spec.experts)
 
     def step(
         params: tuple[Array, ...], kv: tuple[Array, ...], state: SlotState, batch: Array, mask: Array

@@ -12,6 +12,7 @@ from xlaserve.buckets.ladder import COPIES, Bucket, ContextBucket
 from xlaserve.buckets.layout import mask_width, row_width
 from xlaserve.models.config import ModelConfig
 from xlaserve.paged.tile import tile_blocks
+from xlaserve.platforms.platform import ExpertsKind
 from xlaserve.sampling.scores import SCORE_WIDTH
 
 IN_FLIGHT = 2
@@ -20,9 +21,12 @@ IN_FLIGHT = 2
 # How many arrays of a kind are alive at once at most: XLA:CPU was seen to keep half to two thirds of what this sums up to.
 _HIDDEN, _PROJECTED, _MLP, _SCORES, _LOGITS = 4, 4, 4, 4, 8
 _SCORED_AT_ONCE = 16  # as sampling.logprobs.PLACES_AT_ONCE
+_ROUTED_AT_ONCE = 128  # as models.experts.TOKENS_AT_ONCE
 
 
-def workspace_bytes(model: ModelConfig, itemsize: int, block_size: int, tiled: bool, buckets: Iterable[Bucket]) -> int:
+def workspace_bytes(
+    model: ModelConfig, itemsize: int, block_size: int, tiled: bool, buckets: Iterable[Bucket], experts: ExpertsKind = "all"
+) -> int:
     """Bytes beside weights, KV and slot state: the largest intermediates of any graph, as graphs run one at a time, and the batches and
     outputs of the iterations in flight.
 
@@ -32,11 +36,14 @@ def workspace_bytes(model: ModelConfig, itemsize: int, block_size: int, tiled: b
         block_size: tokens per KV block.
         tiled: whether attention reads a tile of the tables at a time, and not the whole.
         buckets: shapes of the graphs.
+        experts: how a mixture of experts is computed.
     """
     copied = COPIES * block_size * model.kv_bytes_per_token(itemsize)
     temporary, context, generate = copied + 4096, 0, 0  # a graph's table of results is beside what it copies
     for bucket in buckets:
-        temporary = max(temporary, _temporary(model, itemsize, block_size, tiled, bucket))
+        temporary = max(
+            temporary, _temporary(model, itemsize, block_size, tiled, bucket) + _routed(model, itemsize, experts, bucket.tokens)
+        )
         scored = bucket.rows + (bucket.tokens if isinstance(bucket, ContextBucket) else 0)
         held = 4 * bucket.rows * (row_width(bucket) + mask_width(model.vocab_size) + 1) + 4 * scored * SCORE_WIDTH
         if isinstance(bucket, ContextBucket):
@@ -59,3 +66,15 @@ def _temporary(model: ModelConfig, itemsize: int, block_size: int, tiled: bool, 
     gathered = 2 * 2 * wide * rows * keys * model.num_kv_heads * model.head_dim
     logits = 4 * model.vocab_size * (_LOGITS * rows + (_LOGITS * _SCORED_AT_ONCE if isinstance(bucket, ContextBucket) else 0))
     return tokens * per_token + scores + gathered + logits
+
+
+def _routed(model: ModelConfig, itemsize: int, kind: ExpertsKind, tokens: int) -> int:
+    """Bytes of what a mixture of experts keeps: a row for each token and expert that counts, or copies of the chosen ones' weights."""
+    if model.experts is None:
+        return 0
+    wide, width, chosen = 4 + itemsize, model.experts.width, tokens * model.experts.per_token
+    if kind == "chosen":
+        return wide * (2 * chosen * model.hidden_size + 2 * 3 * width * model.hidden_size)
+    copies = wide * chosen * 3 * width * model.hidden_size if 3 * chosen < model.experts.count else 0
+    rows = min(tokens, _ROUTED_AT_ONCE) * model.experts.count
+    return copies or wide * rows * (_MLP * width + model.hidden_size)

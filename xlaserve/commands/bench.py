@@ -122,7 +122,7 @@ def _requests(args: argparse.Namespace, make: Any, source: str | None) -> tuple[
     from xlaserve.bench.vocabulary import open_vocabulary
     from xlaserve.bench.workload import as_texts
 
-    vocabulary, rng = open_vocabulary(source), _rng(args)
+    vocabulary, rng = open_vocabulary(source, args.load_format), _rng(args)
     items, warmups = make(args.num_prompts, vocabulary, rng), make(args.num_warmups, vocabulary, rng) if args.num_warmups else []
     if args.text_prompts or args.endpoint.endswith("/chat/completions"):
         items, warmups = as_texts(items, vocabulary), as_texts(warmups, vocabulary)
@@ -164,6 +164,7 @@ def _load(
         "dtype": info.get("dtype"),
         "platform": info.get("platform"),
         "device": info.get("device"),
+        "kernels": info.get("kernels"),
         "url": url,
         "server": info or None,
         "started": started,

@@ -12,6 +12,7 @@ from typing import Any
 from xlaserve.engine.environment import with_environment
 from xlaserve.engine.kv_publisher import KVEventsConfig, parse_kv_events
 from xlaserve.errors import ConfigError
+from xlaserve.models.architectures import NAMED
 from xlaserve.platforms.neuron_options import NeuronOptions, parse_options
 
 _SUFFIXES = {"": 1, "k": 1000, "K": 1024, "m": 1000**2, "M": 1024**2, "g": 1000**3, "G": 1024**3}
@@ -20,6 +21,7 @@ _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kKmMgG]?)")
 # Fields of EngineConfig that have a flag; `model` is the positional argument.
 ENGINE_FIELDS = (
     "served_model_name",
+    "load_format",
     "device",
     "dtype",
     "quantization",
@@ -108,6 +110,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a folder, a .gguf file or a hub id; without it the demo model")
     group = parser.add_argument_group("engine", "What is left out is chosen to fit the model, the platform and its memory.")
     group.add_argument("--served-model-name", metavar="NAME", help="the model id that clients use (default: the model's own name)")
+    weights = "auto reads the model's weights; dummy makes random ones, and takes an architecture's name as MODEL: " + ", ".join(NAMED)
+    group.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help=weights)
     device = "the platform to run on: cpu, cuda, neuron or an installed package's (default: XLASERVE_PLATFORM, else the best one found)"
     group.add_argument("--device", metavar="NAME", help=device)
     group.add_argument("--dtype", default="auto", metavar="DTYPE", help="of weights and activations, such as bfloat16 (default: auto)")

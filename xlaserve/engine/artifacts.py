@@ -147,7 +147,7 @@ def _identity(checkpoint: Checkpoint) -> dict[str, str]:
     if checkpoint.path.is_dir():
         for path in sorted({path for pattern in _TOKENIZER_FILES for path in checkpoint.path.glob(pattern)}):
             tokenizer.update(path.name.encode() + b"\0" + path.read_bytes())
-    else:
+    elif checkpoint.path.is_file():
         metadata = GgufFile(checkpoint.path).metadata
         tokenizer.update(
             json.dumps({k: v for k, v in metadata.items() if k.startswith("tokenizer.")}, sort_keys=True, default=str).encode()

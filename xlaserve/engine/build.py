@@ -15,7 +15,7 @@ from xlaserve.buckets.ladder import BLANK, Bucket, Ladder, UpkeepBucket, make_la
 from xlaserve.buckets.layout import MAX_EOS_IDS
 from xlaserve.engine.artifacts import Stores, adopt_sizes, stores_of
 from xlaserve.engine.calibration import calibrate
-from xlaserve.engine.config import EngineConfig, Limits, settle, settle_dtype, settle_shards
+from xlaserve.engine.config import EngineConfig, Limits, check_experts, settle, settle_dtype, settle_shards
 from xlaserve.engine.core import EngineCore
 from xlaserve.engine.grammar import Grammars
 from xlaserve.engine.graph_table import GraphOrigin, GraphTable
@@ -25,11 +25,12 @@ from xlaserve.engine.runner import Runner
 from xlaserve.engine.scheduler import Scheduler
 from xlaserve.errors import UnsupportedModelError
 from xlaserve.models.checkpoint import Checkpoint, open_checkpoint
-from xlaserve.models.config import ModelConfig
+from xlaserve.models.config import LoadFormat, ModelConfig
 from xlaserve.models.decoder import parameter_shapes
+from xlaserve.models.dummy_weights import DummyWeights
 from xlaserve.models.layers import checkpoint_rows
 from xlaserve.models.registry import model_config
-from xlaserve.models.weights import load_weights, placeholder_weights
+from xlaserve.models.weights import load_weights
 from xlaserve.paged.block_pool import BlockPool
 from xlaserve.paged.kv_events import KVEventLog
 from xlaserve.platforms.mesh import part_shape
@@ -53,6 +54,7 @@ class Plan:
         ladder: its buckets.
         spec: what its graphs have in common.
         weight_bytes: what its weights take on one device.
+        load_format: where they come from.
     """
 
     name: str
@@ -63,17 +65,19 @@ class Plan:
     ladder: Ladder
     spec: GraphSpec
     weight_bytes: int
+    load_format: LoadFormat = "auto"
 
     def describe(self) -> str:
         """The plan for a person: model, platform, memory in tokens, graphs."""
         limits, model, platform = self.limits, self.model, self.platform
         full = limits.kv_tokens / limits.max_model_len
         kept = limits.dtype if limits.quantization is None else f"{limits.quantization} weights, {limits.dtype}"
+        weights = f"{self.weight_bytes / 2**20:,.0f} MiB{' of dummy weights' if self.load_format == 'dummy' else ''}"
         separator = ": " if platform.kernels == "none" else ", "
         kernels = [f"kernels   {platform.kernels}{separator}{platform.kernels_note}"] if platform.kernels_note else []
         return "\n".join(
             (
-                f"model     {self.name} ({model.family}, {model.num_layers} layers, {self.weight_bytes / 2**20:,.0f} MiB, {kept})",
+                f"model     {self.name} ({model.family}, {model.num_layers} layers, {weights}, {kept})",
                 f"platform  {platform.name} ({self._devices()})",
                 *kernels,
                 f"memory    {limits.memory.describe()}",
@@ -102,6 +106,7 @@ class Plan:
         return EngineInfo(
             model_name=self.name,
             checkpoint=str(self.checkpoint.path),
+            load_format=self.load_format,
             max_model_len=self.limits.max_model_len,
             vocab_size=self.model.vocab_size,
             eos_ids=_eos_ids(self.checkpoint, self.model),
@@ -143,11 +148,11 @@ def make_plan(config: EngineConfig, platform: Platform | None = None) -> Plan:
     platform = platform or select_platform(config.device, config.memory_utilization, config.tensor_parallel_size or 1)
     platform = platform.configured(config.neuron).with_kernels(config.kernels)
     platform.check_quantization(config.quantization)
-    checkpoint = open_checkpoint(config.model)
+    checkpoint = open_checkpoint(config.model, config.load_format)
     model = model_config(checkpoint.config)
     limits, ladder, spec, weight_bytes = plan_graphs(config, model, platform)
     name = config.served_model_name or checkpoint.name
-    return Plan(name, checkpoint, model, platform, limits, ladder, spec, weight_bytes)
+    return Plan(name, checkpoint, model, platform, limits, ladder, spec, weight_bytes, config.load_format)
 
 
 def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) -> tuple[Limits, Ladder, GraphSpec, int]:
@@ -156,6 +161,7 @@ def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) ->
     Raises:
         ConfigError: the sizes do not fit the model, the platform or the memory.
     """
+    check_experts(config, model)
     dtype = settle_dtype(config, platform)
     share = replace(model.shard(settle_shards(config, model, platform)), quantization=config.quantization)
     weight_bytes = sum(prod(part_shape(p)) * p.dtype.itemsize for p in parameter_shapes(share, dtype).values())
@@ -179,6 +185,7 @@ def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) ->
         branches=platform.branches,
         top_k=platform.top_k,
         tensor_parallel_size=limits.tensor_parallel_size,
+        experts=platform.experts,
         kernels=platform.kernels,
         quantization=limits.quantization,
     )
@@ -264,15 +271,13 @@ def with_costs(
 
 
 def measure_costs(plan: Plan, stores: Stores, graphs: dict[Bucket | UpkeepBucket, Graph], progress: Progress) -> None:
-    """Have the costs that `build` needs in the store, measured with weights of no meaning: a run takes as long with them.
+    """Have the costs that `build` needs in the store, measured with dummy weights: a run takes as long with them.
 
     Where the device lacks the memory, the progress says so, and `build` will measure.
     """
 
     def measure() -> dict[Bucket, int]:
-        def load() -> tuple[Array, ...]:
-            return placeholder_weights(plan.spec.parameters(), plan.devices)
-
+        load = DummyWeights(plan.model, plan.spec.parameters(), plan.devices).make
         runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, load(), load, plan.platform.trim)
         runner.warm_up()
         return runner.measure()
@@ -290,13 +295,8 @@ def start_runner(plan: Plan, stores: Stores, config: EngineConfig, progress: Pro
         CheckpointError: the weights do not fit the config.
         ConfigError, ArtifactError, CompileError: as `compile_graphs`.
     """
-    devices, parameters = plan.devices, plan.spec.parameters()
-    rows = checkpoint_rows(plan.model, plan.limits.tensor_parallel_size)
+    load = _loader(plan)
     weights: list[tuple[Array, ...]] = []
-
-    def load() -> tuple[Array, ...]:
-        return load_weights(plan.checkpoint, parameters, devices, rows=rows)
-
     graphs = compile_graphs(plan, stores, config, progress, meanwhile=lambda: weights.append(load()))
     runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, weights.pop(), load, plan.platform.trim)
     runner.warm_up()
@@ -331,6 +331,15 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
     table = GraphTable(plan.ladder, {graph.bucket.name: GraphOrigin(graph.source, graph.seconds) for graph in graphs.values()})
     core = EngineCore(scheduler, runner, pool, limits.max_num_seqs, table, grammars=grammars, async_scheduling=config.async_scheduling)
     return Engine(plan, core, graphs)
+
+
+def _loader(plan: Plan) -> Callable[[], tuple[Array, ...]]:
+    """What gets the weights of a plan, at the start and after each sleep that gave them back."""
+    devices, parameters = plan.devices, plan.spec.parameters()
+    if plan.load_format == "dummy":
+        return DummyWeights(plan.model, parameters, devices).make
+    rows = checkpoint_rows(plan.model, plan.limits.tensor_parallel_size)
+    return lambda: load_weights(plan.checkpoint, parameters, devices, rows=rows)
 
 
 def _eos_ids(checkpoint: Checkpoint, model: ModelConfig) -> tuple[int, ...]:

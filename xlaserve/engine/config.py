@@ -15,11 +15,12 @@ from xlaserve.engine.kv_publisher import KVEventsConfig
 from xlaserve.engine.memory_plan import SMALLER, MemoryPlan, mebibytes
 from xlaserve.engine.seating import slot_bytes
 from xlaserve.errors import ConfigError
-from xlaserve.models.config import ModelConfig, Quantization
+from xlaserve.models.config import LoadFormat, ModelConfig, Quantization
 from xlaserve.platforms.neuron_options import NeuronOptions
 from xlaserve.platforms.platform import KernelsChoice, Platform
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+LOAD_FORMATS = ("auto", "dummy")
 KERNELS = ("auto", "none", "native")
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8",)
 SCHEDULING_POLICIES = ("fcfs", "priority")
@@ -52,7 +53,8 @@ class EngineConfig:
     """What a user may set. None means: choose for the model and the platform.
 
     Args:
-        model: a directory, a .gguf file or a hub id; None is the demo model.
+        model: a directory, a .gguf file or a hub id; None is the demo model. With dummy weights also the name of an architecture.
+        load_format: "auto" reads the model's weights; "dummy" makes random ones of its shapes on the device.
         served_model_name: the name that requests use.
         device: "cpu", "cuda", "neuron" or another known platform; None takes an accelerator where there is one.
         dtype: of weights, activations and KV: "auto", "float32", "bfloat16" or "float16".
@@ -89,6 +91,7 @@ class EngineConfig:
     """
 
     model: str | None = None
+    load_format: LoadFormat = "auto"
     served_model_name: str | None = None
     device: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -121,6 +124,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
+        if self.load_format not in LOAD_FORMATS:
+            raise ConfigError(f"load_format must be one of {', '.join(LOAD_FORMATS)}, got {self.load_format!r}.")
         if self.quantization is not None and self.quantization not in QUANTIZATIONS:
             raise ConfigError(f"quantization must be {' or '.join(QUANTIZATIONS)}, or left out, got {self.quantization!r}.")
         for name, low in _LOWEST.items():
@@ -233,7 +238,7 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
         shapes = replace(sizes, max_model_len=length)
         buckets = (*shapes.context(), *shapes.generate())
         tiled = platform.attention == "tiled"
-        workspace = workspace_bytes(share, itemsize, block_size, tiled, buckets) + widened_weights
+        workspace = workspace_bytes(share, itemsize, block_size, tiled, buckets, platform.experts) + widened_weights
         return replace(plan, workspace=workspace)
 
     def room(length: int) -> int:
@@ -327,6 +332,19 @@ def settle_shards(config: EngineConfig, model: ModelConfig, platform: Platform) 
             f"{remedy}"
         )
     return shards
+
+
+def check_experts(config: EngineConfig, model: ModelConfig) -> None:
+    """Refuse what a mixture of experts cannot be computed with.
+
+    Raises:
+        ConfigError: its weights are to be quantized.
+    """
+    if model.experts is not None and config.quantization is not None:
+        raise ConfigError(
+            f"quantization {config.quantization!r} is not for a mixture of experts, which {model.family} is: its experts are computed "
+            "in the dtype so far. Leave out --quantization, or name a model without experts."
+        )
 
 
 def settle_dtype(config: EngineConfig, platform: Platform) -> str:

@@ -47,7 +47,7 @@ async def start_engine(config: EngineConfig, progress: Callable[[str], None], sp
     try:
         await engine.start(config, spawned or spawn_engine())
         info = await engine.ready
-        tokenizer = await asyncio.to_thread(lambda: open_checkpoint(info.checkpoint).tokenizer())
+        tokenizer = await asyncio.to_thread(lambda: open_checkpoint(info.checkpoint, info.load_format).tokenizer())
     except BaseException:
         await engine.close()
         raise

@@ -52,7 +52,9 @@ class FrontEnd:
         self._max_queued = config.max_queued_requests
         self._max_queued_tokens = config.max_queued_tokens
         self._inputs = InputProcessor(tokenizer, info, seed=config.seed, by_priority=config.scheduling_policy == "priority")
-        self._grammars = GrammarCheck(Vocabulary(info.checkpoint, info.vocab_size, info.eos_ids, float(config.grammar_timeout)))
+        self._grammars = GrammarCheck(
+            Vocabulary(info.checkpoint, info.vocab_size, info.eos_ids, float(config.grammar_timeout), info.load_format)
+        )
         self._processor = OutputProcessor(tokenizer)
         self._streams: dict[str, OutputStream] = {}
         self._closing = False

@@ -21,6 +21,7 @@ import msgspec
 
 from xlaserve.engine.framing import FrameReader, FrameWriter
 from xlaserve.errors import CallFailedError
+from xlaserve.models.config import LoadFormat
 from xlaserve.sampling.structured import StructuredOutput
 
 log = logging.getLogger(__name__)
@@ -48,12 +49,14 @@ class Vocabulary(msgspec.Struct, array_like=True, frozen=True, tag=0):
         vocab_size: token ids that the model has logits for.
         eos_ids: its end-of-sequence ids.
         seconds: what a grammar may take; the process ends itself where it takes much longer.
+        load_format: as the engine's.
     """
 
     checkpoint: str
     vocab_size: int
     eos_ids: tuple[int, ...]
     seconds: float
+    load_format: LoadFormat = "auto"
 
 
 class Try(msgspec.Struct, array_like=True, frozen=True, tag=1):

@@ -51,8 +51,8 @@ def serve(end: socket.socket) -> None:
 
 
 def _grammars(vocabulary: Vocabulary) -> Grammars:
-    path = vocabulary.checkpoint
-    grammars = Grammars(lambda: open_checkpoint(path).tokenizer(), vocabulary.vocab_size, vocabulary.eos_ids)
+    path, load_format = vocabulary.checkpoint, vocabulary.load_format
+    grammars = Grammars(lambda: open_checkpoint(path, load_format).tokenizer(), vocabulary.vocab_size, vocabulary.eos_ids)
     grammars.prepare()
     if sys.platform == "linux":
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -19,6 +19,7 @@ from xlaserve.engine.outputs import EngineStats, FinishReason, RequestMetrics
 from xlaserve.engine.request import Request
 from xlaserve.engine.sequence import Sequence
 from xlaserve.errors import EngineDeadError, XlaserveError
+from xlaserve.models.config import LoadFormat
 from xlaserve.sampling.beam_search import BeamSearchParams, Hypothesis
 from xlaserve.sampling.params import SamplingParams
 from xlaserve.sampling.scores import TokenScore
@@ -168,6 +169,8 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
         scores_prompts: whether its graphs can give log probabilities of prompts.
         platform: the platform that it runs on.
         device: the kind of its device.
+        dtype: of its weights and KV.
+        load_format: where its weights come from; the tokenizer is read accordingly.
         kernels: the native kernels that its graphs may call: "none", or their library's version.
         dtype: of its weights, activations and KV.
         quantization: how its weights are kept instead; None for `dtype`.
@@ -187,6 +190,7 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
     platform: str = ""
     device: str = ""
     dtype: str = ""
+    load_format: LoadFormat = "auto"
     kernels: str = "none"
     quantization: str | None = None
 

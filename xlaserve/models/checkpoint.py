@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from xlaserve.models.config import LoadFormat
 from xlaserve.models.tokenizer import Tokenizer
 
 
@@ -84,11 +85,12 @@ def open_config(source: str | Path | None) -> tuple[str, dict[str, Any]]:
     """A model's name and configuration, as `Checkpoint.config` has it, without its weights.
 
     Args:
-        source: as for `open_checkpoint`; a directory needs only config.json.
+        source: as for `open_checkpoint`, or the name of an architecture; a directory needs only config.json.
 
     Raises:
         CheckpointError, UnsupportedModelError: as for `open_checkpoint`.
     """
+    from xlaserve.models.architectures import NAMED
     from xlaserve.models.gguf import GgufFile
     from xlaserve.models.gguf_config import config_from_gguf
     from xlaserve.models.hf_checkpoint import read_object
@@ -97,23 +99,29 @@ def open_config(source: str | Path | None) -> tuple[str, dict[str, Any]]:
     found = resolve_config(source)
     if found.path.is_dir():
         return found.name, read_object(found.path / CONFIG_FILE)
+    if not found.path.exists():
+        return found.name, dict(NAMED[found.name].config)
     return found.name, config_from_gguf(GgufFile(found.path))
 
 
-def open_checkpoint(source: str | Path | None) -> Checkpoint:
+def open_checkpoint(source: str | Path | None, load_format: LoadFormat = "auto") -> Checkpoint:
     """Open a model.
 
     Args:
         source: a directory in Hugging Face's layout, a `.gguf` file, the id of a model on the hub, or None for the demo model.
+        load_format: "dummy" needs no weights, and takes the name of an architecture (`xlaserve.models.architectures`) too.
 
     Raises:
         CheckpointError: it cannot be found, fetched or read; the message says what to do.
         UnsupportedModelError: it can be read, but something in it is not implemented.
     """
+    from xlaserve.models.dummy import DummyCheckpoint
     from xlaserve.models.gguf_checkpoint import GgufCheckpoint
     from xlaserve.models.hf_checkpoint import HuggingFaceCheckpoint
     from xlaserve.models.source import resolve
 
+    if load_format == "dummy":
+        return DummyCheckpoint(source)
     found = resolve(source)
     if found.path.is_dir():
         return HuggingFaceCheckpoint(found.path, found.name)

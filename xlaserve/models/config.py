@@ -1,6 +1,6 @@
 """What a model is, as plain data: `ModelConfig` holds everything that shapes its graphs, read once from a Hugging Face config.
 
-Families differ only in how they fill this in (one module each: llama, mistral, qwen2, qwen3, gemma2, gemma3). Imports no JAX.
+Families differ only in how they fill this in (one module each: llama, mistral, qwen2, qwen3, qwen3_moe, gemma2, gemma3). Imports no JAX.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from xlaserve.errors import CheckpointError, UnsupportedModelError
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 Quantization = Literal["int8"]
+
+LoadFormat = Literal["auto", "dummy"]
+"""Where weights come from: the model's files, or nowhere, as they are random."""
 
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -52,6 +55,23 @@ class LayerAttention:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture of experts.
+
+    Args:
+        count: experts in a layer.
+        per_token: how many of them each token goes through.
+        width: of one expert's gated MLP.
+        normalized: whether the probabilities of a token's experts are made to add up to 1.
+    """
+
+    count: int
+    per_token: int
+    width: int
+    normalized: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """A decoder-only transformer.
 
@@ -75,6 +95,8 @@ class ModelConfig:
         embedding_scale: factor on embeddings (Gemma: sqrt(hidden_size)).
         query_scale: factor on attention scores.
         attention_softcap, logit_softcap: x -> cap * tanh(x / cap) on scores and on logits (Gemma 2).
+        experts: what layers have in place of the MLP, if anything.
+        dense_layers: layers that have the MLP even so.
         shards: devices that the model is split over; where there are several, heads and MLP width are what one of them has.
         quantization: how weights of products and embeddings are kept; None for the model's dtype.
     """
@@ -101,6 +123,8 @@ class ModelConfig:
     embedding_scale: float = 1.0
     attention_softcap: float | None = None
     logit_softcap: float | None = None
+    experts: Experts | None = None
+    dense_layers: tuple[int, ...] = ()
     shards: int = 1
     quantization: Quantization | None = None
 
@@ -120,14 +144,16 @@ class ModelConfig:
         return tuple(n for n in range(1, self.num_heads + 1) if self.unsplit(n) is None)
 
     def unsplit(self, shards: int) -> str | None:
-        """What of the whole model cannot be split over so many devices, or None: query heads and MLP width must divide evenly; key and
-        value heads too, or else each of them be copied to the same number of devices.
+        """What of the whole model cannot be split over so many devices, or None. Query heads, MLP and expert widths must divide evenly;
+        key and value heads too, or else each of them be copied to the same number of devices.
         """
         if self.num_heads % shards:
             return f"{self.num_heads} query heads"
         if self.num_kv_heads % shards and shards % self.num_kv_heads:
             return f"{self.num_kv_heads} key and value heads"
-        if self.intermediate_size % shards:
+        if self.experts is not None and self.experts.width % shards:
+            return f"expert width of {self.experts.width}"
+        if (self.experts is None or self.dense_layers) and self.intermediate_size % shards:
             return f"MLP width of {self.intermediate_size}"
         return None
 
@@ -140,6 +166,7 @@ class ModelConfig:
             num_heads=self.num_heads // shards,
             num_kv_heads=max(1, self.num_kv_heads // shards),
             intermediate_size=self.intermediate_size // shards,
+            experts=self.experts and replace(self.experts, width=self.experts.width // shards),
             shards=shards,
         )
 

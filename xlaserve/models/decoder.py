@@ -14,9 +14,11 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from xlaserve.models.config import ModelConfig
+from xlaserve.models.experts import ExpertMLP
 from xlaserve.models.layers import Attention, Embedding, GatedMLP, Linear, RMSNorm
 from xlaserve.models.operations import Norm, Operations, XlaOperations, normalize
 from xlaserve.platforms.mesh import concatenated, spread, with_axis
+from xlaserve.platforms.platform import ExpertsKind, TopKKind
 
 
 class DecoderLayer(nn.Module):
@@ -25,6 +27,8 @@ class DecoderLayer(nn.Module):
     config: ModelConfig
     layer: int
     dtype: Any
+    top_k: TopKKind
+    experts: ExpertsKind
 
     @nn.compact
     def __call__(self, operations: Operations, x: Array, positions: Array) -> Array:
@@ -34,6 +38,10 @@ class DecoderLayer(nn.Module):
             return RMSNorm(c.hidden_size, c.norm_eps, c.unit_offset_norm, self.dtype, name=name)()
 
         attention = Attention(c, self.layer, self.dtype, name="self_attn")
+        if c.experts is not None and self.layer not in c.dense_layers:
+            x = attention(operations, x, positions, norm("input_layernorm"), x)
+            normed = normalize(x, norm("post_attention_layernorm"))
+            return x + ExpertMLP(c, self.dtype, self.top_k, self.experts, name="mlp")(operations, normed)
         mlp = GatedMLP(c, self.dtype, name="mlp")
         if c.sandwich_norm:
             attended = attention(operations, x, positions, norm("input_layernorm"), None)
@@ -49,11 +57,13 @@ class Backbone(nn.Module):
 
     config: ModelConfig
     dtype: Any
+    top_k: TopKKind
+    experts: ExpertsKind
 
     def setup(self) -> None:
         c = self.config
         self.embed_tokens = Embedding(c.vocab_rows, c.hidden_size, self.dtype, c.shards, c.quantization)
-        self.blocks = [DecoderLayer(c, i, self.dtype, name=f"layers.{i}") for i in range(c.num_layers)]
+        self.blocks = [DecoderLayer(c, i, self.dtype, self.top_k, self.experts, name=f"layers.{i}") for i in range(c.num_layers)]
         self.norm = RMSNorm(c.hidden_size, c.norm_eps, c.unit_offset_norm, self.dtype)
 
     def __call__(self, operations: Operations, tokens: Array, positions: Array) -> Array:
@@ -77,6 +87,12 @@ class Backbone(nn.Module):
 class CausalLM(nn.Module):
     """A decoder with its output head.
 
+    Args:
+        config: the model, or what one device has of it.
+        dtype: of weights and activations.
+        top_k: how the router of a mixture of experts finds the most likely ones.
+        experts: how these are computed.
+
     Args of the call:
         tokens: int32 `[S, L]`, every value within the vocabulary.
         positions: int32 `[S, L]`, the place of each token in its sequence.
@@ -89,9 +105,11 @@ class CausalLM(nn.Module):
 
     config: ModelConfig
     dtype: Any
+    top_k: TopKKind = "sort"
+    experts: ExpertsKind = "all"
 
     def setup(self) -> None:
-        self.model = Backbone(self.config, self.dtype)
+        self.model = Backbone(self.config, self.dtype, self.top_k, self.experts)
         if not self.config.tie_embeddings:
             c = self.config
             self.lm_head = Linear(c.hidden_size, c.vocab_rows, False, self.dtype, c.shards, False, c.quantization)

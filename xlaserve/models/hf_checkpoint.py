@@ -13,6 +13,8 @@ from xlaserve.models.checkpoint import Checkpoint, TensorInfo
 from xlaserve.models.safetensors import SafetensorsDirectory
 from xlaserve.models.tokenizer import Tokenizer, tokenizer_from_directory
 
+GENERATION_FILE = "generation_config.json"
+
 
 class HuggingFaceCheckpoint(Checkpoint):
     """`config.json`, safetensors weights and tokenizer files in one directory.
@@ -29,7 +31,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         self.name = name
         self.path = path
         self.config = read_object(path / "config.json")
-        generation = path / "generation_config.json"
+        generation = path / GENERATION_FILE
         self.generation_config = read_object(generation) if generation.is_file() else {}
         self._weights = SafetensorsDirectory(path)
         self.tensors = {tensor: TensorInfo(span.shape, span.dtype) for tensor, span in self._weights.tensors.items()}

@@ -66,8 +66,18 @@ def checkpoint_rows(config: ModelConfig, shards: int = 1) -> dict[str, Rows]:
     keys = Rows(config.num_kv_heads * config.head_dim, own.num_kv_heads * own.head_dim, max(1, shards // config.num_kv_heads))
     width = Rows(config.intermediate_size, own.intermediate_size)
     vocab = Rows(config.vocab_size, own.vocab_rows)
+    experts = {}
+    if config.experts is not None and own.experts is not None:
+        inner = Rows(config.experts.width, own.experts.width)
+        experts = {"experts.gate_proj": inner, "experts.up_proj": inner}
     projections = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "gate_proj": width, "up_proj": width}
-    return {**projections, "embed_tokens": vocab, "lm_head": vocab}
+    return {**projections, **experts, "embed_tokens": vocab, "lm_head": vocab}
+
+
+def rows_key(tensor: str) -> str:
+    """Under which name `checkpoint_rows` has one of the checkpoint's tensors; an expert's go by other widths than the MLP's."""
+    *path, module, _ = tensor.split(".")
+    return f"experts.{module}" if "experts" in path else module
 
 
 def zeros(_key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:

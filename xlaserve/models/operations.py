@@ -120,8 +120,7 @@ class XlaOperations:
         if weights.bias is not None:
             y = y + weights.bias
         if activation is not None:
-            width = y.shape[-1] // 2
-            y = activate(y[..., :width], activation) * y[..., width:]
+            y = gated(y, activation)
         return y if residual is None else residual + y
 
     def attention(self, config: ModelConfig, layer: int, qkv: Array, positions: Array, q_norm: Norm | None, k_norm: Norm | None) -> Array:
@@ -145,6 +144,12 @@ def normalize(x: Array, norm: Norm) -> Array:
     if norm.unit_offset:
         return (wide * (1.0 + norm.weight.astype(jnp.float32))).astype(x.dtype)
     return wide.astype(x.dtype) * norm.weight
+
+
+def gated(gate_up: Array, activation: Activation) -> Array:
+    """`act(gate) * up` of `[..., 2 * width]`, gate first."""
+    width = gate_up.shape[-1] // 2
+    return activate(gate_up[..., :width], activation) * gate_up[..., width:]
 
 
 def activate(x: Array, activation: Activation) -> Array:

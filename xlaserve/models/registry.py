@@ -13,6 +13,7 @@ from xlaserve.models.llama import llama_config
 from xlaserve.models.mistral import mistral_config
 from xlaserve.models.qwen2 import qwen2_config
 from xlaserve.models.qwen3 import qwen3_config
+from xlaserve.models.qwen3_moe import qwen3_moe_config
 
 ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], ModelConfig]] = {
     "Gemma2ForCausalLM": gemma2_config,
@@ -21,6 +22,7 @@ ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], ModelConfig]] = {
     "MistralForCausalLM": mistral_config,
     "Qwen2ForCausalLM": qwen2_config,
     "Qwen3ForCausalLM": qwen3_config,
+    "Qwen3MoeForCausalLM": qwen3_moe_config,
 }
 
 

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xlaserve.errors import CheckpointError
+from xlaserve.models.architectures import NAMED
 from xlaserve.models.safetensors import INDEX_FILE, SINGLE_FILE
 
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
 
 CONFIG_FILE = "config.json"
+
+_WITHOUT_WEIGHTS = HUB_PATTERNS[1:]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -46,17 +49,23 @@ def resolve(source: str | Path | None) -> Source:
     text = str(source)
     if isinstance(source, str) and _HUB_ID.fullmatch(text) and path.suffix != ".gguf":
         return Source(fetch_from_hub(text), text)
+    if text in NAMED:
+        raise CheckpointError(
+            f"{text!r} is an architecture, of which the shapes are known here and no weights. Add --load-format dummy "
+            f"(load_format='dummy') for random ones, or name a checkpoint, such as {NAMED[text].hub_id} on the hub."
+        )
     raise CheckpointError(
         f"There is no model at {text!r}. Name a directory with config.json and safetensors, a .gguf file, "
         "or a hub id of the form organization/name."
     )
 
 
-def resolve_config(source: str | Path | None) -> Source:
+def resolve_config(source: str | Path | None, *, tokenizer: bool = False) -> Source:
     """Find a model's configuration alone: a directory may hold nothing else, and from the hub nothing else is fetched.
 
     Args:
-        source: as for `resolve`.
+        source: as for `resolve`; or the name of an architecture, which then is the result's path too.
+        tokenizer: whether the tokenizer is wanted too, where there is one.
 
     Raises:
         CheckpointError: as for `resolve`, or a directory has no config.json.
@@ -66,26 +75,36 @@ def resolve_config(source: str | Path | None) -> Source:
         if not (path / CONFIG_FILE).is_file():
             raise CheckpointError(f"{path} holds no {CONFIG_FILE}.")
         return Source(path, path.resolve().name)
-    if path is not None and not path.is_file() and _HUB_ID.fullmatch(str(source)) and path.suffix != ".gguf":
-        return Source(fetch_from_hub(str(source), config_only=True), str(source))
+    if path is not None and not path.is_file():
+        text = str(source)
+        if text in NAMED:
+            return Source(path, text)
+        if _HUB_ID.fullmatch(text) and path.suffix != ".gguf":
+            return Source(_download(text, _WITHOUT_WEIGHTS if tokenizer else CONFIG_FILE), text)
     return resolve(source)
 
 
-def fetch_from_hub(model_id: str, *, config_only: bool = False) -> Path:
+def fetch_from_hub(model_id: str) -> Path:
     """Download a model from the Hugging Face hub, or take the copy in its cache where that is current or the hub cannot be reached.
 
     Args:
         model_id: the model.
-        config_only: whether its configuration is all that is wanted.
 
     Raises:
         CheckpointError: the model does not exist, needs permission, or is not cached while there is no network.
     """
+    path = _download(model_id, HUB_PATTERNS)
+    _check_weights(path, f"The model {model_id}")
+    return path
+
+
+def _download(model_id: str, patterns: str | list[str]) -> Path:
+    """A folder with those of a hub model's files that match."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        path = Path(snapshot_download(model_id, allow_patterns=CONFIG_FILE if config_only else HUB_PATTERNS))
+        return Path(snapshot_download(model_id, allow_patterns=patterns))
     except GatedRepoError as error:
         raise CheckpointError(
             f"The model {model_id} needs permission: accept its terms at https://huggingface.co/{model_id}, then run `hf auth login`."
@@ -101,9 +120,6 @@ def fetch_from_hub(model_id: str, *, config_only: bool = False) -> Path:
         raise CheckpointError(
             f"Fetching {model_id} from the Hugging Face hub failed: {error}. Run the same command again to resume."
         ) from error
-    if not config_only:
-        _check_weights(path, f"The model {model_id}")
-    return path
 
 
 def cached_from_hub(model_id: str) -> Path | None:
@@ -149,4 +165,6 @@ def _check_weights(directory: Path, what: str) -> None:
         )
     else:
         reason = f"holds no weights: neither {SINGLE_FILE} nor {INDEX_FILE}"
+        if CONFIG_FILE in names:
+            reason += "; --load-format dummy (load_format='dummy') serves its configuration with random ones"
     raise CheckpointError(f"{what} {reason}.")

@@ -21,6 +21,9 @@ from xlaserve.models.chat_template import ChatTemplate
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
+_FILE = "tokenizer.json"
+_CONVERTED_FILES = ("tokenizer.model", "vocab.json", "tokenizer_config.json", "spiece.model")
+
 _BYTE_TOKEN_LENGTH = len("<0x00>")
 
 
@@ -198,7 +201,7 @@ def tokenizer_from_directory(directory: Path) -> Tokenizer:
             text = value.get("content") if isinstance(value, dict) else value
             if isinstance(text, str):
                 special[name] = text
-    path = directory / "tokenizer.json"
+    path = directory / _FILE
     if path.is_file():
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
@@ -208,6 +211,11 @@ def tokenizer_from_directory(directory: Path) -> Tokenizer:
     else:
         backend, special = _through_transformers(directory)
     return Tokenizer(backend, special_tokens=special, chat_templates=_read_templates(directory, config))
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a directory has any file that `tokenizer_from_directory` would make a tokenizer of."""
+    return any((directory / name).is_file() for name in (_FILE, *_CONVERTED_FILES))
 
 
 @lru_cache(maxsize=16)
@@ -241,7 +249,7 @@ class _Slow(Protocol):
 
 
 def _through_transformers(directory: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-    if not any((directory / name).is_file() for name in ("tokenizer.model", "vocab.json", "tokenizer_config.json", "spiece.model")):
+    if not has_tokenizer(directory):
         raise CheckpointError(f"{directory}: holds no tokenizer: neither tokenizer.json nor tokenizer.model.")
     from transformers import AutoTokenizer  # takes seconds to import
 
@@ -302,7 +310,7 @@ def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
 
 
 @cache
-def _byte_characters() -> dict[str, int]:
+def byte_characters() -> dict[str, int]:
     """GPT-2's printable stand-ins for the 256 bytes: printable Latin-1 stands for itself, the rest is moved to U+0100 and up."""
     own = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     moved = [byte for byte in range(256) if byte not in set(own)]
@@ -310,7 +318,7 @@ def _byte_characters() -> dict[str, int]:
 
 
 def _byte_level_bytes(token: str) -> bytes:
-    table = _byte_characters()
+    table = byte_characters()
     try:
         return bytes([table[character] for character in token])
     except KeyError:  # an added token is kept as plain text

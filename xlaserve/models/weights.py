@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from xlaserve.errors import CheckpointError
-from xlaserve.models.layers import FIRST_ROW, FUSED, SCALE, Rows
+from xlaserve.models.layers import FIRST_ROW, FUSED, SCALE, Rows, rows_key
 from xlaserve.models.quantization import quantize
 from xlaserve.platforms.mesh import join, part_shape
 from xlaserve.platforms.platform import Device
@@ -48,34 +48,24 @@ def load_weights(
         CheckpointError: a tensor is missing, has another shape than the model's, or is not used by the model; or it is to be quantized and
             holds numbers that are not finite.
     """
-    sources = {name: _sources(name) for name in parameters if not name.endswith(SCALE)}
-    _check_names(checkpoint, (source for names in sources.values() for source in names), "lm_head.weight" not in parameters)
+    tensors = {name: sources(name, experts_of(parameter)) for name, parameter in parameters.items() if not name.endswith(SCALE)}
+    _check_names(checkpoint, (source for names in tensors.values() for source in names), "lm_head.weight" not in parameters)
     placed: dict[str, jax.Array] = {}
-    for name in sources:
+    for name in tensors:
         parameter, scale = parameters[name], parameters.get(f"{name}_scale")
         hosts = _hosts(parameter, devices)
         scales = None if scale is None else _hosts(scale, devices)
-        if not sources[name]:
+        if not tensors[name]:
             for shard, host in enumerate(hosts):
                 host.fill(shard * rows["embed_tokens"].held)
         at = 0
-        for source in sources[name]:
-            at += _fill(hosts, scales, at, source, checkpoint, parameter, rows)
+        flat = [host.reshape(-1, host.shape[-1]) if host.ndim > 1 else host for host in hosts]
+        for source in tensors[name]:
+            at += _fill(flat, scales, at, source, checkpoint, parameter, rows)
         placed[name] = _place(hosts, parameter, devices)
         if scale is not None and scales is not None:
             placed[f"{name}_scale"] = _place(scales, scale, devices)
     return tuple(placed[name] for name in parameters)
-
-
-def placeholder_weights(parameters: Mapping[str, jax.ShapeDtypeStruct], devices: Sequence[Device]) -> tuple[jax.Array, ...]:
-    """Parameters of the right shapes that mean nothing, to run graphs where no checkpoint is to be read."""
-    placed: list[jax.Array] = []
-    for parameter in parameters.values():
-        hosts = _hosts(parameter, devices)
-        for host in hosts:
-            host.fill(0.01)
-        placed.append(_place(hosts, parameter, devices))
-    return tuple(placed)
 
 
 def _fill(
@@ -93,8 +83,8 @@ def _fill(
         Rows of each part.
     """
     stored = checkpoint.read(source)
-    columns = parameter.shape[1:]
-    part = rows.get(source.split(".")[-2]) or Rows(parameter.shape[0], parameter.shape[0], len(hosts))
+    columns = parameter.shape[1:][-1:]
+    part = rows.get(rows_key(source)) or whole_rows(parameter, len(hosts))
     wanted = (part.total, *columns)
     if stored.shape != wanted:
         raise CheckpointError(
@@ -135,12 +125,29 @@ def _place(hosts: Sequence[np.ndarray], parameter: jax.ShapeDtypeStruct, devices
     return join([jax.device_put(host, device) for host, device in zip(hosts, devices, strict=True)], parameter, devices)
 
 
-def _sources(name: str) -> tuple[str, ...]:
-    """The checkpoint's tensors that make up one parameter."""
+def sources(name: str, experts: int = 0) -> tuple[str, ...]:
+    """The checkpoint's tensors that make up one parameter, in order.
+
+    Args:
+        name: of the parameter.
+        experts: how many it is of; 0 where it is of no experts.
+    """
     *path, module, leaf = name.split(".")
     if leaf == FIRST_ROW:
         return ()
-    return tuple(".".join((*path, part, leaf)) for part in FUSED.get(module, (module,)))
+    paths = [(*path, str(expert)) for expert in range(experts)] if experts else [tuple(path)]
+    return tuple(".".join((*place, part, leaf)) for place in paths for part in FUSED.get(module, (module,)))
+
+
+def experts_of(parameter: jax.ShapeDtypeStruct) -> int:
+    """How many experts a parameter is of: only theirs have three dimensions."""
+    return parameter.shape[0] if len(parameter.shape) == 3 else 0
+
+
+def whole_rows(parameter: jax.ShapeDtypeStruct, devices: int) -> Rows:
+    """Rows of a parameter, or of one expert's, that every device has."""
+    count = parameter.shape[1 if experts_of(parameter) else 0]
+    return Rows(count, count, devices)
 
 
 def _check_names(checkpoint: Checkpoint, wanted: Iterable[str], tied: bool) -> None:

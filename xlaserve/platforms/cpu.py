@@ -141,6 +141,7 @@ CPU = CPUPlatform(
     branches=True,
     top_k="sort",
     install="JAX's CPU client comes with jaxlib: reinstall with `pip install --force-reinstall jaxlib`.",
+    experts="chosen",
     kernels_note="turned off",
     quantizations=("int8",),
 )

@@ -23,6 +23,7 @@ Device = Any
 
 TopKKind = Literal["sort", "neuron"]
 
+ExpertsKind = Literal["chosen", "all"]
 KernelsChoice = Literal["auto", "none", "native"]
 
 Family = Literal["context", "generate", "upkeep"]
@@ -47,6 +48,8 @@ class Platform:
         branches: whether a graph may hold conditionals.
         top_k: "sort" takes XLA's own top-k, "neuron" the AwsNeuronTopK custom call.
         install: what to do where the platform is asked for and absent.
+        experts: how a mixture of experts is computed: "chosen" takes one token and expert after the other; "all" multiplies by all experts,
+            or by copies of the chosen ones where these are less.
         kernels: the native kernels that graphs may call, as `with_kernels` settles it: "none", or their library's version.
         kernels_note: what a person should know of that: their instruction set, or why there are none; empty where the platform has no such
             kernels at all.
@@ -63,6 +66,7 @@ class Platform:
     branches: bool
     top_k: TopKKind
     install: str
+    experts: ExpertsKind = "all"
     kernels: str = "none"
     kernels_note: str = ""
     quantizations: tuple[str, ...] = ()

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from xlaserve.platforms.platform import TopKKind
+from xlaserve.platforms.top_k import top_k
 from xlaserve.sampling.params import MAX_LOGPROBS
 from xlaserve.sampling.scores import SCORE_WIDTH
-from xlaserve.sampling.top_k import top_k
 
 PLACES_AT_ONCE = 16
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from xlaserve.platforms.random_bits import mix
 from xlaserve.sampling.params import GREEDY_EPSILON, MASKED, NEVER
 
 
@@ -135,13 +136,6 @@ def _top_p(x: Array, top_p: Array) -> Array:
     return jnp.where((keys >= threshold[:, None]) | (top_p >= 1)[:, None], x, MASKED)
 
 
-def _mix(x: Array) -> Array:
-    """A bijective integer hash with full avalanche (Ellis, "lowbias32", 2018)."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
-
-
 def gumbel(seed: Array, place: Array, width: int) -> Array:
     """Gumbel noise, float32 `[B, width]`; adding it to log-probabilities and taking the largest draws from them (Gumbel-max).
 
@@ -151,8 +145,8 @@ def gumbel(seed: Array, place: Array, width: int) -> Array:
         width: the vocabulary's size.
     """
     # The hash maps 0 to 0: odd constants (of the golden ratio) keep seed 0, place 0 and token 0 from meeting there.
-    key = _mix(seed[:, 0] + _mix(seed[:, 1] + _mix(place.astype(jnp.uint32) + jnp.uint32(0x9E3779B9))))
+    key = mix(seed[:, 0] + mix(seed[:, 1] + mix(place.astype(jnp.uint32) + jnp.uint32(0x9E3779B9))))
     ids = jax.lax.broadcasted_iota(jnp.uint32, (seed.shape[0], width), 1)
-    bits = _mix(_mix(ids + key[:, None]) + seed[:, 1:2] + jnp.uint32(0x7F4A7C15))
+    bits = mix(mix(ids + key[:, None]) + seed[:, 1:2] + jnp.uint32(0x7F4A7C15))
     uniform = (bits >> 9).astype(jnp.float32) * jnp.float32(2**-23) + jnp.float32(2**-24)
     return -jnp.log(-jnp.log(uniform))

@@ -33,6 +33,7 @@ async def server_info(request: Request) -> Response:
         "platform": info.platform,
         "device": info.device,
         "dtype": info.dtype,
+        "load_format": info.load_format,
         "kernels": info.kernels,
         "quantization": info.quantization,
         "engine": {

@@ -42,6 +42,7 @@ def neuron_spec(family: str) -> GraphSpec:
         attention=NEURON.attention,
         branches=NEURON.branches,
         top_k=NEURON.top_k,
+        experts=NEURON.experts,
     )
 
 

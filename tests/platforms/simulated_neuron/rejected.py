@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xlaserve.sampling.top_k import top_k
+from xlaserve.platforms.top_k import top_k
 
 X = np.random.default_rng(0).normal(size=(3, 40)).astype(np.float32)
 WIDE = np.random.default_rng(1).permutation(3 * 40000).reshape(3, 40000).astype(np.float32)
