@@ -1,8 +1,8 @@
 """The product of a linear layer as one call of the CPU kernels, with what stands around it in a decoder layer: the norm before it, the
 gated activation, bias and residual after it.
 
-A row's result does not depend on the rows beside it, nor on the number of threads, to the last bit. There is one exception: float32 products
-of `MANY_ROWS` rows or more with AVX-512 have another order of additions than those of fewer, a tenth faster.
+A row's result does not depend on the rows beside it, nor on the number of threads, to the last bit. The one exception: float32 products of
+`MANY_ROWS` rows or more with AVX-512 have another order of additions than those of fewer, a tenth faster.
 """
 
 from __future__ import annotations
