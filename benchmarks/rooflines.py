@@ -72,9 +72,9 @@ def roofline_section(found: dict[str, dict[str, list[dict[str, Any]]]], command:
     first = next(iter(found.values()))["native"][0]
     text = [
         "## Graphs against their rooflines",
-        f"`{command}`, {_conditions(first)}. Bytes and operations are what a run must at least move and do, ceilings were measured in the",
-        "same process (`docs/benchmarks.md`): GB/s and GFLOP/s are shares of the best run of the best way, which on a shared machine is more than it gives",
-        "for long. Milliseconds are medians.",
+        f"`{command}`, {_conditions(first)}. Bytes and operations are what a run must at least move and do; ceilings were",
+        "measured in the same process (`docs/benchmarks.md`). GB/s and GFLOP/s are shares of the best run of the best way, which on a shared",
+        "machine is more than it gives for long. Milliseconds are medians.",
         "",
         f"### A step of one sequence: weights are to be read with {GOAL:.0%} of the bandwidth",
         "",
@@ -89,7 +89,8 @@ def roofline_section(found: dict[str, dict[str, list[dict[str, Any]]]], command:
         share = weights / seconds / most
         met = "met" if share >= GOAL else "not met"
         text.append(
-            f"| {form} | {weights / 1e6:,.0f} | {seconds * 1e3:.2f} | {weights / seconds / 1e9:.1f} | {most / 1e9:.1f} | {share:.0%} | {met} |"
+            f"| {form} | {weights / 1e6:,.0f} | {seconds * 1e3:.2f} | {weights / seconds / 1e9:.1f} "
+            f"| {most / 1e9:.1f} | {share:.0%} | {met} |"
         )
     for form, ways in found.items():
         text += [
@@ -114,8 +115,8 @@ def before_section(found: dict[str, dict[str, list[dict[str, Any]]]], command: s
     first = next(iter(found.values()))["native"][0]
     text = [
         "## Before and after the native kernels",
-        f"`{command}`, {_conditions(first)}. Medians in milliseconds, by turns: `none` is XLA alone (`--kernels none`), `native` the same graphs",
-        "on the kernels.",
+        f"`{command}`, {_conditions(first)}. Medians in milliseconds, by turns: `none` is XLA alone (`--kernels none`),",
+        "`native` the same graphs on the kernels.",
         "",
         "| weights | graph | context | none | native | times as fast |",
         "|---|---|---|---|---|---|",
