@@ -72,12 +72,28 @@ def test_without_them_the_plan_says_why(model: str, have: Callable[[bool], None]
         plan_of(model, kernels="native")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "why"),
+    [
+        ("float16", 64, "they compute in float32 and bfloat16, not in float16"),
+        ("bfloat16", 12, "they need heads of a multiple of 8 numbers, and this model's have 12"),
+    ],
+)
+def test_what_they_cannot_compute_goes_without(have: Callable[[bool], None], dtype: str, head_dim: int, why: str) -> None:
+    have(True)
+    assert cpu.CPU.with_kernels("auto", "bfloat16", 64).kernels == LIBRARY.version
+    found = cpu.CPU.with_kernels("auto", dtype, head_dim)
+    assert (found.kernels, found.kernels_note) == ("none", why)
+    with pytest.raises(ConfigError, match=f"there are no native kernels here: {why}"):
+        cpu.CPU.with_kernels("native", dtype, head_dim)
+
+
 @pytest.mark.parametrize("platform", [CUDA, NEURON], ids=lambda platform: platform.name)
 def test_other_platforms_have_none(platform: Platform) -> None:
-    assert platform.with_kernels("auto") is platform.with_kernels("none") is platform
+    assert platform.with_kernels("auto", "float32", 64) is platform.with_kernels("none", "float32", 64) is platform
     assert (platform.kernels, platform.kernels_note) == ("none", "")
     with pytest.raises(ConfigError, match=f"native kernels are for the platform cpu, and this one is {platform.name}"):
-        platform.with_kernels("native")
+        platform.with_kernels("native", "float32", 64)
 
 
 def test_the_choice_is_one_of_three(capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,10 +146,11 @@ def make_plan(config: EngineConfig, platform: Platform | None = None) -> Plan:
     """
     config = adopt_sizes(config)
     platform = platform or select_platform(config.device, config.memory_utilization, config.tensor_parallel_size or 1)
-    platform = platform.configured(config.neuron).with_kernels(config.kernels)
+    platform = platform.configured(config.neuron)
     platform.check_quantization(config.quantization)
     checkpoint = open_checkpoint(config.model, config.load_format)
     model = model_config(checkpoint.config)
+    platform = platform.with_kernels(config.kernels, settle_dtype(config, platform), model.head_dim)
     limits, ladder, spec, weight_bytes = plan_graphs(config, model, platform)
     name = config.served_model_name or checkpoint.name
     return Plan(name, checkpoint, model, platform, limits, ladder, spec, weight_bytes, config.load_format)

@@ -16,6 +16,9 @@ from xlaserve.kernels.library import absence, library
 from xlaserve.platforms.platform import KernelsChoice, Platform
 
 _GIB = 1 << 30
+KERNEL_DTYPES = ("float32", "bfloat16")
+KERNEL_HEAD_DIM = 8
+"""What the kernels take: types of activations, and what divides the numbers of a head."""
 _GROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUP = Path("/proc/self/cgroup")
 
@@ -25,16 +28,20 @@ class CPUPlatform(Platform):
 
     __slots__ = ()
 
-    def with_kernels(self, kernels: KernelsChoice) -> Platform:
-        """The platform with the kernels of `xlaserve.kernels`."""
+    def with_kernels(self, kernels: KernelsChoice, dtype: str, head_dim: int) -> Platform:
+        """The platform with the kernels of `xlaserve.kernels`, where there are some for such a model."""
         if kernels == "none":
             return self
-        found = library()
+        found, why = library(), absence() or ""
+        if found is not None and dtype not in KERNEL_DTYPES:
+            found, why = None, f"they compute in {' and '.join(KERNEL_DTYPES)}, not in {dtype}"
+        if found is not None and head_dim % KERNEL_HEAD_DIM:
+            found, why = None, f"they need heads of a multiple of {KERNEL_HEAD_DIM} numbers, and this model's have {head_dim}"
         if found is not None:
             return replace(self, kernels=found.version, kernels_note=found.instruction_set)
         if kernels == "native":
-            raise ConfigError(f"kernels: there are no native kernels here: {absence()}. Or use --kernels auto, which does without.")
-        return replace(self, kernels_note=absence() or "")
+            raise ConfigError(f"kernels: there are no native kernels here: {why}. Or use --kernels auto, which does without.")
+        return replace(self, kernels_note=why)
 
     def reserve(self, utilization: float | None, devices: int) -> None:
         """Have as many devices as are wanted: the client makes one, unless it is told before it starts. All compute on the same cores, so

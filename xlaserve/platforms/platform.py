@@ -88,8 +88,13 @@ class Platform:
             )
         return self
 
-    def with_kernels(self, kernels: KernelsChoice) -> Platform:
+    def with_kernels(self, kernels: KernelsChoice, dtype: str, head_dim: int) -> Platform:
         """The platform with its native kernels, if they are wanted and it has some.
+
+        Args:
+            kernels: what the user wants.
+            dtype: of activations and KV.
+            head_dim: numbers in a head of the model.
 
         Raises:
             ConfigError: "native", and there are none.
