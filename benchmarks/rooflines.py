@@ -73,10 +73,10 @@ def roofline_section(found: dict[str, dict[str, list[dict[str, Any]]]], command:
     text = [
         "## Graphs against their rooflines",
         f"`{command}`, {_conditions(first)}. Bytes and operations are what a run must at least move and do; ceilings were",
-        "measured in the same process (`docs/benchmarks.md`). GB/s and GFLOP/s are shares of the best run of the best way, which on a shared",
-        "machine is more than it gives for long. Milliseconds are medians.",
+        "measured in the same process (`docs/benchmarks.md`). GB/s and GFLOP/s are shares of the best run of the best way, which on",
+        "a shared machine is more than it gives for long. Milliseconds are medians.",
         "",
-        f"### A step of one sequence: weights are to be read with {GOAL:.0%} of the bandwidth",
+        f"### One sequence: weights are to be read with {GOAL:.0%} of the bandwidth",
         "",
         "| weights | MB | ms at 128 tokens | GB/s of weights | read bandwidth, median of the best way, GB/s | share | |",
         "|---|---|---|---|---|---|---|",
