@@ -134,7 +134,9 @@ class FakeRunner:
         slot = int(row[Header.SLOT])
         assert 0 <= slot <= self._spare
         assert ((table >= 0) & (table < len(self._cache))).all()
-        assert length >= 1
+        padding = length == 0
+        assert padding == (slot == self._spare and not table.any()), "rows without a token are padding, and no others"
+        length = max(length, 1)
         assert start + length <= bucket.width * self._block, "a row reaches beyond its table"
         if isinstance(bucket, ContextBucket):
             assert length <= bucket.length
@@ -145,7 +147,6 @@ class FakeRunner:
         else:
             places = 1
             tokens = np.array([row[Header.TOKEN] - 1 if row[Header.TOKEN] else self._last[slot]], np.int64)
-        padding = slot == self._spare and not table.any()
         if not padding:
             assert (tokens[:length] >= 0).all(), "the table of last tokens holds nothing for this row"
             held = -(-(start + length) // self._block)

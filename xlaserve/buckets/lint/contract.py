@@ -37,7 +37,7 @@ def contract(spec: GraphSpec, bucket: Bucket | UpkeepBucket) -> Contract:
 
     promise(Header.SLOT, 0, slots)
     promise(Header.START, 0, bucket.width * spec.block_size - 1)
-    promise(Header.LENGTH, 1, bucket.length if isinstance(bucket, ContextBucket) else 1)
+    promise(Header.LENGTH, 0, bucket.length if isinstance(bucket, ContextBucket) else 1)
     promise(Header.NEXT_TOKEN, 0, tokens)
     promise(Header.TOKEN, 0, tokens + 1)
     promise(slice(BANNED_AT, TOKENS_AT), -1, tokens)
