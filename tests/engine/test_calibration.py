@@ -217,6 +217,6 @@ def test_compiling_measures_for_the_engine(config: EngineConfig, tmp_path: Path,
     def full(*_: object) -> object:
         raise RuntimeError("RESOURCE_EXHAUSTED")
 
-    monkeypatch.setattr(build.DummyWeights, "make", full)
+    monkeypatch.setattr(build, "placeholder_weights", full)
     measure_costs(plan, Stores(None, store_at(tmp_path)), graphs, lines.append)
     assert lines[1:] == ["costs of graphs cannot be measured now: RESOURCE_EXHAUSTED"]

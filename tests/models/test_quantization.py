@@ -138,7 +138,7 @@ LAYER = {f"{name}_proj.weight" for name in ("self_attn.qkv", "self_attn.o", "mlp
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if "moe" not in family])  # experts are refused
 def test_safetensors(family: str, dtype: str, tiny_model: Tiny) -> None:
     """float32 and bfloat16, in one file and in several, biases and all kinds of norms; the head is there where it is not tied."""
     checkpoint = open_checkpoint(tiny_model(family))

@@ -30,7 +30,7 @@ from xlaserve.models.decoder import parameter_shapes
 from xlaserve.models.dummy_weights import DummyWeights
 from xlaserve.models.layers import checkpoint_rows
 from xlaserve.models.registry import model_config
-from xlaserve.models.weights import load_weights
+from xlaserve.models.weights import load_weights, placeholder_weights
 from xlaserve.paged.block_pool import BlockPool
 from xlaserve.paged.kv_events import KVEventLog
 from xlaserve.platforms.mesh import part_shape
@@ -272,13 +272,18 @@ def with_costs(
 
 
 def measure_costs(plan: Plan, stores: Stores, graphs: dict[Bucket | UpkeepBucket, Graph], progress: Progress) -> None:
-    """Have the costs that `build` needs in the store, measured with dummy weights: a run takes as long with them.
+    """Have the costs that `build` needs in the store, measured with weights of no meaning: a run takes as long with them.
 
     Where the device lacks the memory, the progress says so, and `build` will measure.
     """
 
+    def load() -> tuple[Array, ...]:
+        if plan.model.experts is None:
+            return placeholder_weights(plan.spec.parameters(), plan.devices)
+        # Weights that are all alike would send every token to the same experts.
+        return DummyWeights(plan.model, plan.spec.parameters(), plan.devices).make()
+
     def measure() -> dict[Bucket, int]:
-        load = DummyWeights(plan.model, plan.spec.parameters(), plan.devices).make
         runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, load(), load, plan.platform.trim)
         runner.warm_up()
         return runner.measure()

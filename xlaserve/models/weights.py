@@ -120,6 +120,20 @@ def _hosts(parameter: jax.ShapeDtypeStruct, devices: Sequence[Device]) -> list[n
     return [_aligned(part_shape(parameter), np.dtype(parameter.dtype)) for _ in devices]
 
 
+def placeholder_weights(parameters: Mapping[str, jax.ShapeDtypeStruct], devices: Sequence[Device]) -> tuple[jax.Array, ...]:
+    """Parameters of the right shapes that mean nothing, all of them one number: to run graphs where no checkpoint is to be read, and nothing
+    is to be compiled to make weights.
+    """
+    placed: list[jax.Array] = []
+    for parameter in parameters.values():
+        dtype = np.dtype(parameter.dtype)
+        hosts = [_aligned(part_shape(parameter), dtype) for _ in devices]
+        for host in hosts:
+            host.fill(1 if dtype.kind == "i" else 0.01)
+        placed.append(_place(hosts, parameter, devices))
+    return tuple(placed)
+
+
 def _place(hosts: Sequence[np.ndarray], parameter: jax.ShapeDtypeStruct, devices: Sequence[Device]) -> jax.Array:
     # The buffers are aligned as the CPU client wants them, so that there they are taken over and not copied.
     return join([jax.device_put(host, device) for host, device in zip(hosts, devices, strict=True)], parameter, devices)
