@@ -25,7 +25,13 @@ _ROUTED_AT_ONCE = 128  # as models.experts.TOKENS_AT_ONCE
 
 
 def workspace_bytes(
-    model: ModelConfig, itemsize: int, block_size: int, tiled: bool, buckets: Iterable[Bucket], experts: ExpertsKind = "all"
+    model: ModelConfig,
+    itemsize: int,
+    block_size: int,
+    tiled: bool,
+    buckets: Iterable[Bucket],
+    experts: ExpertsKind = "all",
+    native: bool = False,
 ) -> int:
     """Bytes beside weights, KV and slot state: the largest intermediates of any graph, as graphs run one at a time, and the batches and
     outputs of the iterations in flight.
@@ -37,12 +43,13 @@ def workspace_bytes(
         tiled: whether attention reads a tile of the tables at a time, and not the whole.
         buckets: shapes of the graphs.
         experts: how a mixture of experts is computed.
+        native: whether attention is a native kernel, which keeps neither scores nor gathered blocks.
     """
     copied = COPIES * block_size * model.kv_bytes_per_token(itemsize)
     temporary, context, generate = copied + 4096, 0, 0  # a graph's table of results is beside what it copies
     for bucket in buckets:
         temporary = max(
-            temporary, _temporary(model, itemsize, block_size, tiled, bucket) + _routed(model, itemsize, experts, bucket.tokens)
+            temporary, _temporary(model, itemsize, block_size, tiled, bucket, native) + _routed(model, itemsize, experts, bucket.tokens)
         )
         scored = bucket.rows + (bucket.tokens if isinstance(bucket, ContextBucket) else 0)
         held = 4 * bucket.rows * (row_width(bucket) + mask_width(model.vocab_size) + 1) + 4 * scored * SCORE_WIDTH
@@ -53,7 +60,7 @@ def workspace_bytes(
     return temporary + IN_FLIGHT * (context + generate)
 
 
-def _temporary(model: ModelConfig, itemsize: int, block_size: int, tiled: bool, bucket: Bucket) -> int:
+def _temporary(model: ModelConfig, itemsize: int, block_size: int, tiled: bool, bucket: Bucket, native: bool = False) -> int:
     """Bytes of intermediates. All are counted as float32 and a copy in the model's type, which is what compilers without native
     arithmetic in that type make of them.
     """
@@ -65,7 +72,7 @@ def _temporary(model: ModelConfig, itemsize: int, block_size: int, tiled: bool, 
     scores = 4 * _SCORES * tokens * model.num_heads * keys
     gathered = 2 * 2 * wide * rows * keys * model.num_kv_heads * model.head_dim
     logits = 4 * model.vocab_size * (_LOGITS * rows + (_LOGITS * _SCORED_AT_ONCE if isinstance(bucket, ContextBucket) else 0))
-    return tokens * per_token + scores + gathered + logits
+    return tokens * per_token + (0 if native else scores + gathered) + logits
 
 
 def _routed(model: ModelConfig, itemsize: int, kind: ExpertsKind, tokens: int) -> int:

@@ -237,9 +237,9 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
         """The plan for sequences of `length` tokens at most: the widths of graphs follow from that, and with them their workspace."""
         shapes = replace(sizes, max_model_len=length)
         buckets = (*shapes.context(), *shapes.generate())
-        tiled = platform.attention == "tiled"
-        workspace = workspace_bytes(share, itemsize, block_size, tiled, buckets, platform.experts) + widened_weights
-        return replace(plan, workspace=workspace)
+        tiled, native = platform.attention == "tiled", platform.kernels != "none"
+        workspace = workspace_bytes(share, itemsize, block_size, tiled, buckets, platform.experts, native)
+        return replace(plan, workspace=workspace + widened_weights)
 
     def room(length: int) -> int:
         """Tokens that the cache holds beside such graphs."""
