@@ -121,8 +121,8 @@ def _hosts(parameter: jax.ShapeDtypeStruct, devices: Sequence[Device]) -> list[n
 
 
 def placeholder_weights(parameters: Mapping[str, jax.ShapeDtypeStruct], devices: Sequence[Device]) -> tuple[jax.Array, ...]:
-    """Parameters of the right shapes that mean nothing, all of them one number: to run graphs where no checkpoint is to be read, and nothing
-    is to be compiled to make weights.
+    """Parameters of the right shapes that mean nothing, all of them one number: to run graphs where no checkpoint is to be read, and
+    nothing is to be compiled to make weights.
     """
     placed: list[jax.Array] = []
     for parameter in parameters.values():
