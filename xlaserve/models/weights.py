@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from xlaserve.errors import CheckpointError
+from xlaserve.models.host_memory import HostMemory
 from xlaserve.models.layers import FIRST_ROW, FUSED, SCALE, Rows, rows_key
 from xlaserve.models.quantization import quantize
 from xlaserve.platforms.mesh import join, part_shape
@@ -21,7 +22,6 @@ from xlaserve.platforms.platform import Device
 if TYPE_CHECKING:
     from xlaserve.models.checkpoint import Checkpoint
 
-_ALIGNMENT = 64
 _SLAB_VALUES = 1 << 20
 """How many values are quantized at a time, so that what that takes stays small beside the tensor."""
 
@@ -51,10 +51,11 @@ def load_weights(
     tensors = {name: sources(name, experts_of(parameter)) for name, parameter in parameters.items() if not name.endswith(SCALE)}
     _check_names(checkpoint, (source for names in tensors.values() for source in names), "lm_head.weight" not in parameters)
     placed: dict[str, jax.Array] = {}
+    memory = _memory(devices)
     for name in tensors:
         parameter, scale = parameters[name], parameters.get(f"{name}_scale")
-        hosts = _hosts(parameter, devices)
-        scales = None if scale is None else _hosts(scale, devices)
+        hosts = _hosts(parameter, devices, memory)
+        scales = None if scale is None else _hosts(scale, devices, memory)
         if not tensors[name]:
             for shard, host in enumerate(hosts):
                 host.fill(shard * rows["embed_tokens"].held)
@@ -115,9 +116,14 @@ def _quantize(stored: np.ndarray, held: slice, host: np.ndarray, scale: np.ndarr
         host[some] = values[..., held]
 
 
-def _hosts(parameter: jax.ShapeDtypeStruct, devices: Sequence[Device]) -> list[np.ndarray]:
+def _memory(devices: Sequence[Device]) -> HostMemory:
+    """Where parameters are put together: on CPU that is where they stay."""
+    return HostMemory(huge=devices[0].platform == "cpu")
+
+
+def _hosts(parameter: jax.ShapeDtypeStruct, devices: Sequence[Device], memory: HostMemory) -> list[np.ndarray]:
     """A buffer for what each device is to have."""
-    return [_aligned(part_shape(parameter), np.dtype(parameter.dtype)) for _ in devices]
+    return [memory.empty(part_shape(parameter), np.dtype(parameter.dtype)) for _ in devices]
 
 
 def placeholder_weights(parameters: Mapping[str, jax.ShapeDtypeStruct], devices: Sequence[Device]) -> tuple[jax.Array, ...]:
@@ -125,11 +131,11 @@ def placeholder_weights(parameters: Mapping[str, jax.ShapeDtypeStruct], devices:
     nothing is to be compiled to make weights.
     """
     placed: list[jax.Array] = []
+    memory = _memory(devices)
     for parameter in parameters.values():
-        dtype = np.dtype(parameter.dtype)
-        hosts = [_aligned(part_shape(parameter), dtype) for _ in devices]
+        hosts = _hosts(parameter, devices, memory)
         for host in hosts:
-            host.fill(1 if dtype.kind == "i" else 0.01)
+            host.fill(1 if host.dtype.kind == "i" else 0.01)
         placed.append(_place(hosts, parameter, devices))
     return tuple(placed)
 
@@ -179,10 +185,3 @@ def _check_names(checkpoint: Checkpoint, wanted: Iterable[str], tied: bool) -> N
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> np.ndarray:
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(size + _ALIGNMENT, np.uint8)
-    skip = -raw.ctypes.data % _ALIGNMENT
-    return raw[skip : skip + size].view(dtype).reshape(shape)
