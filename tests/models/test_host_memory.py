@@ -49,6 +49,12 @@ def huge_bytes(address: int) -> int:
     raise AssertionError(f"nothing is mapped at {address:#x}")
 
 
+def needs_huge_pages() -> None:
+    """Skip a test where the system has none to give."""
+    if not _ENABLED.exists() or "[never]" in _ENABLED.read_text():
+        pytest.skip(f"this system has no transparent huge pages ({_ENABLED})")
+
+
 @pytest.mark.parametrize("huge", [True, False])
 def test_buffers_are_aligned_and_of_what_was_asked_for(huge: bool) -> None:
     memory = HostMemory(huge=huge)
@@ -103,8 +109,7 @@ def test_memory_goes_back_with_the_last_array() -> None:
 @linux
 def test_buffers_lie_in_huge_pages_where_there_are_some() -> None:
     """Small ones too, which a system by itself gives none."""
-    if not _ENABLED.exists() or "[never]" in _ENABLED.read_text():
-        pytest.skip(f"this system has no transparent huge pages ({_ENABLED})")
+    needs_huge_pages()
     memory = HostMemory(huge=True)
     arrays = [memory.empty((HUGE // 8,), np.dtype(np.int8)) for _ in range(64)]
     for array in arrays:

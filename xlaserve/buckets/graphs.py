@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec
 
 from xlaserve.buckets.ladder import BLANK, COPIES, COPY, SEAT, Bucket, ContextBucket, GenerateBucket, UpkeepBucket
 from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, mask_width, row_width, table_at
+from xlaserve.kernels.zeros import zeros
 from xlaserve.models.config import ModelConfig, Quantization
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
 from xlaserve.models.operations import Operations, XlaOperations
@@ -165,8 +166,9 @@ def _operations(spec: GraphSpec, cache: PagedKV, lengths: Array | None) -> Opera
 
 def make_blank(spec: GraphSpec) -> tuple[tuple[Array, ...], SlotState]:
     """What a device keeps between steps, zeroed."""
-    kv, state = jax.tree.map(lambda array: jnp.zeros(part(array).shape, array.dtype), (spec.kv(), spec.state()))
-    return kv, state
+    kv, state = jax.tree.map(part, (spec.kv(), spec.state()))
+    plain = partial(jax.tree.map, lambda array: jnp.zeros(array.shape, array.dtype))
+    return plain(kv) if spec.kernels == "none" else zeros(kv), plain(state)
 
 
 def scores_prompts(spec: GraphSpec, bucket: Bucket) -> bool:
