@@ -70,7 +70,7 @@ class SharedMemory(FixedMemory):
 
 
 def limits(platform: Platform = PLATFORM, weight_bytes: int = 0, **options: Any) -> Limits:
-    return settle(EngineConfig(**options), MODEL, platform, weight_bytes)
+    return settle(EngineConfig(**options), MODEL, platform, weight_bytes, weight_bytes)
 
 
 def test_defaults_come_from_model_and_platform() -> None:
@@ -322,7 +322,7 @@ def test_a_split_model_is_planned_for_each_device() -> None:
 def test_sizes_that_cannot_be_are_refused_with_those_that_can(size: int, model: dict[str, int], message: str) -> None:
     platform = SharedMemory("test", "cpu", "float32", 16, 32, 512, "tiled", True, "sort", "")
     with pytest.raises(ConfigError, match=re.escape(message)):
-        settle(EngineConfig(tensor_parallel_size=size), replace(MODEL, **model), platform, 0)
+        settle(EngineConfig(tensor_parallel_size=size), replace(MODEL, **model), platform, 0, 0)
 
 
 def test_the_size_is_a_positive_whole_number() -> None:

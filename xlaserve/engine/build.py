@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
-from jax import Array
+from jax import Array, ShapeDtypeStruct
 
 from xlaserve.buckets.compiler import Compiler, Graph, collect, export_all, workspace_of
 from xlaserve.buckets.graphs import GraphSpec
@@ -32,6 +32,7 @@ from xlaserve.models.layers import checkpoint_rows
 from xlaserve.models.registry import model_config
 from xlaserve.models.weights import load_weights, placeholder_weights
 from xlaserve.paged.block_pool import BlockPool
+from xlaserve.paged.kernel_operations import left_to_xla
 from xlaserve.paged.kv_events import KVEventLog
 from xlaserve.platforms.mesh import part_shape
 from xlaserve.platforms.platform import Device, Platform
@@ -165,8 +166,10 @@ def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) ->
     check_experts(config, model)
     dtype = settle_dtype(config, platform)
     share = replace(model.shard(settle_shards(config, model, platform)), quantization=config.quantization)
-    weight_bytes = sum(prod(part_shape(p)) * p.dtype.itemsize for p in parameter_shapes(share, dtype).values())
-    limits = settle(config, model, platform, weight_bytes)
+    parameters = parameter_shapes(share, dtype).values()
+    weight_bytes = sum(map(_part_bytes, parameters))
+    xla_bytes = sum(_part_bytes(p) for p in parameters if platform.kernels == "none" or left_to_xla(p))
+    limits = settle(config, model, platform, weight_bytes, xla_bytes)
     ladder = make_ladder(
         max_model_len=limits.max_model_len,
         max_num_seqs=limits.max_num_seqs,
@@ -191,6 +194,11 @@ def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) ->
         quantization=limits.quantization,
     )
     return limits, ladder, spec, weight_bytes
+
+
+def _part_bytes(parameter: ShapeDtypeStruct) -> int:
+    """Bytes of what one device has of a parameter."""
+    return prod(part_shape(parameter)) * parameter.dtype.itemsize
 
 
 def open_stores(plan: Plan, config: EngineConfig, progress: Progress, output: Path | None = None) -> Stores:

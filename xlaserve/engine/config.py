@@ -175,7 +175,7 @@ class Limits:
         return (self.num_blocks - 1) * self.block_size
 
 
-def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_bytes: int) -> Limits:
+def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_bytes: int, xla_bytes: int) -> Limits:
     """Fill in what the user left open.
 
     Args:
@@ -183,6 +183,7 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
         model: the model.
         platform: where it runs.
         weight_bytes: what its weights take on one device at the dtype in use.
+        xla_bytes: what those of them take that XLA multiplies, and no kernel.
 
     Raises:
         ConfigError: the numbers do not fit each other, the model or the memory; the message says which would.
@@ -212,7 +213,7 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
     block_bytes = share.kv_bytes_per_token(itemsize) * block_size
     widened = 4 if platform.widens(dtype) else 0
     # Quantized weights are multiplied as they are.
-    widened_weights = 0 if config.quantization else weight_bytes // itemsize * widened
+    widened_weights = 0 if config.quantization else xla_bytes // itemsize * widened
     sizes = LadderSizes(
         max_model_len=wanted_len,
         max_num_seqs=max_num_seqs,

@@ -4,8 +4,10 @@ does to the cache. Places of a step that hold no token cost nothing.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import NamedSharding
 
 from xlaserve.kernels.attention import paged_attention
 from xlaserve.kernels.linear import linear
@@ -13,6 +15,13 @@ from xlaserve.models.config import Activation, ModelConfig
 from xlaserve.models.operations import Norm, Weights, XlaOperations
 from xlaserve.models.rotary import rotary
 from xlaserve.paged.attention import PagedKV
+from xlaserve.platforms.mesh import AXIS
+
+
+def left_to_xla(parameter: jax.ShapeDtypeStruct) -> bool:
+    """Whether a weight is multiplied by XLA here too: those of experts are, and those whose products devices add up."""
+    names = parameter.sharding.spec if isinstance(parameter.sharding, NamedSharding) else ()
+    return len(parameter.shape) == 3 or AXIS in names[1:]
 
 
 class KernelOperations:
