@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from benchmarks.peers.comparison import Record
-from benchmarks.peers.spread import Spread, paired_speedup
+from benchmarks.peers.speedup import paired_speedup
 from benchmarks.peers.workload import MEASURES
+from xlaserve.bench.spread import Spread
 
 _MEASURES = {measure.name: measure for measure in MEASURES}
 

@@ -7,24 +7,22 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from xlaserve.bench.machine import machine, versions
+
 _TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def describe() -> dict[str, Any]:
     """The machine for a report: processor with the vector extensions that matter, cores, memory, system."""
-    fields: dict[str, str] = {}
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        fields.setdefault(name.strip(), value.strip())
-    flags = fields.get("flags", "").split()
+    found = machine()
     return {
-        "processor": fields.get("model name", platform.machine()),
-        "features": [name for name in _TELLING if name in flags],
-        "cores": os.cpu_count(),
+        "processor": found["cpu"],
+        "features": [name for name in _TELLING if name in found["cpu_features"]],
+        "cores": found["cores"],
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
+        "python": versions()["python"],
     }
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from benchmarks.peers.comparison import Record
 from benchmarks.peers.contestants import GROUPS, XLASERVE
 from benchmarks.peers.goals import GOALS, outcome
-from benchmarks.peers.spread import paired_speedup, spread
+from benchmarks.peers.speedup import brief, paired_speedup, spread
 from benchmarks.peers.workload import MEASURES
+from xlaserve.bench.spread import Spread
 
 _QUIET = 0.1
 """Of a core: what may be busy with other things, in the median of all runs."""
@@ -69,7 +70,7 @@ def _goals(records: Mapping[str, Record]) -> str:
         beside = came_out.rival if len(goal.rivals) == 1 else f"{came_out.rival} (the faster of {' and '.join(goal.rivals)})"
         if came_out.speedup is None:
             beside = " or ".join(goal.rivals)
-        speedup = str(came_out.speedup or "")
+        speedup = "" if came_out.speedup is None else brief(came_out.speedup)
         rows.append([titles[goal.measure], goal.ours, beside, f"{goal.at_least}", speedup, came_out.verdict])
     return _table(["measure", "of", "beside", "goal", "ratio", ""], rows)
 
@@ -92,8 +93,8 @@ def _speedups(records: Mapping[str, Record]) -> list[str]:
     return ["xlaserve's speed over theirs:", _table(["beside", *(measure.title for measure in MEASURES)], rows)]
 
 
-def _cell(value: object | None) -> str:
-    return "-" if value is None else str(value)
+def _cell(found: Spread | None) -> str:
+    return "-" if found is None else brief(found)
 
 
 def _engines(records: Mapping[str, Record]) -> str:
@@ -136,4 +137,4 @@ def _quietness(records: Mapping[str, Record]) -> str:
     if found is None:
         return ""
     warning = " **Too much: measure again on a quiet machine.**" if found.median > _QUIET else ""
-    return f"Processors kept busy by anything else during measured runs: {found} of a core.{warning}"
+    return f"Processors kept busy by anything else during measured runs: {brief(found)} of a core.{warning}"

@@ -1,30 +1,17 @@
-"""Medians with their spread, and ratios of runs that were made side by side."""
+"""Spreads of values that not every repeat has, and ratios of runs that were made side by side."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from benchmarks.peers.workload import Measure
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Median, least and most of some values."""
-
-    median: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{_digits(self.median)} [{_digits(self.low)}, {_digits(self.high)}]"
+from xlaserve.bench.spread import Spread
 
 
 def spread(values: Sequence[float | None]) -> Spread | None:
     """Of the values that there are; None where there is none."""
     known = [value for value in values if value is not None]
-    return Spread(statistics.median(known), min(known), max(known)) if known else None
+    return Spread.of(known) if known else None
 
 
 def paired_speedup(measure: Measure, ours: Sequence[float | None], theirs: Sequence[float | None]) -> Spread | None:
@@ -37,6 +24,10 @@ def paired_speedup(measure: Measure, ours: Sequence[float | None], theirs: Seque
     return spread([measure.speedup(a, b) for a, b in zip(ours, theirs, strict=False) if a is not None and b is not None])
 
 
+def brief(found: Spread) -> str:
+    """Median, least and most, with three digits that count."""
+    return f"{_digits(found.median)} [{_digits(found.low)}, {_digits(found.high)}]"
+
+
 def _digits(value: float) -> str:
-    """Three digits that count."""
     return f"{value:.2f}" if abs(value) < 9.995 else f"{value:.1f}" if abs(value) < 99.95 else f"{value:.0f}"
