@@ -43,6 +43,11 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return panels * outputs, words * together
 
 
+def as_matrix(weight: Array) -> Array:
+    """`[outputs, inputs]` of a weight that may be in panels."""
+    return weight if weight.ndim != 4 else weight.transpose(0, 2, 1, 3).reshape(matrix_shape(weight.shape))
+
+
 def take_rows(panels: Array, rows: Array) -> Array:
     """Rows of the matrix.
 
@@ -53,7 +58,7 @@ def take_rows(panels: Array, rows: Array) -> Array:
     Returns: `[..., inputs]`.
     """
     found = panels.at[rows // PANEL, :, rows % PANEL].get(mode="promise_in_bounds")
-    return found.reshape(*rows.shape, -1)
+    return found.reshape(*rows.shape, matrix_shape(panels.shape)[1])
 
 
 class PanelRows:
