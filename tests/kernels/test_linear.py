@@ -34,7 +34,7 @@ EPS = 1e-5
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer, and what stands around it. Few sizes are multiples of a vector's, or of a tile's; weights that divide into panels lie in some."""
+    """A layer, and what stands around it. Few sizes are multiples of a vector's, or of a tile's; weights that divide into panels do."""
 
     inputs: int = 100
     outputs: int = 46

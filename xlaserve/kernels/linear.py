@@ -40,8 +40,8 @@ def linear(
 
     Args:
         x: float32 or bfloat16 `[..., inputs]`.
-        weight: `[outputs, inputs]` or panels of it (`xlaserve.kernels.panels`), of the type of `x`; or int8, and x is multiplied as 16-bit numbers, as
-            `xlaserve.models.quantization.project` defines it.
+        weight: `[outputs, inputs]` or panels of it (`xlaserve.kernels.panels`), of the type of `x`; or int8, and x is multiplied as 16-bit
+            numbers, as `xlaserve.models.quantization.project` defines it.
         scale: float32 `[outputs]` of int8 weights.
         lengths: int32 `[S]`: x is `[S, L, inputs]`, or `[S, inputs]` with L of 1, and of each row so many places are real. Results of the
             others are 0 and cost nothing.

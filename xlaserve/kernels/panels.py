@@ -1,4 +1,5 @@
-"""How the CPU kernels like the weights of a linear layer: in panels of 32 outputs, `[outputs / 32, inputs / g, 32, g]`, where g inputs have 4 bytes.
+"""How the CPU kernels like the weights of a linear layer: in panels of 32 outputs, `[outputs / 32, inputs / g, 32, g]`, where g inputs have
+4 bytes.
 
 A step of a product reads what follows in memory, and its lanes are outputs. A matrix whose numbers do not divide into panels stays as
 checkpoints have it, `[outputs, inputs]`, and is slower to multiply by.
@@ -7,10 +8,12 @@ checkpoints have it, `[outputs, inputs]`, and is slower to multiply by.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jax import Array
+
+if TYPE_CHECKING:
+    from jax import Array
 
 PANEL = 32
 """Outputs of a panel; cpu/panels.h has the same number."""

@@ -1,8 +1,9 @@
 """Layers shared by all families, as Flax Linen modules without state. Parameters are named as in Hugging Face checkpoints.
 
 Activations are `[S, L, D]`: S rows (sequences) of L tokens. Weights keep the checkpoint's `[out, in]` orientation, which XLA:CPU
-reads at memory speed for single rows; for the CPU kernels they lie in panels (`xlaserve.kernels.panels`). Query, key and value, and gate and up, are one parameter each (`FUSED`), because every
-argument of a compiled graph costs dispatch time and every matrix product costs a launch.
+reads at memory speed for single rows; for the CPU kernels they lie in panels (`xlaserve.kernels.panels`). Query, key and value, and gate
+and up, are one parameter each (`FUSED`), because every argument of a compiled graph costs dispatch time and every matrix product costs a
+launch.
 
 Where a model is split over devices (`ModelConfig.shards`), layers compute one device's part: its heads, its share of the MLP's width, its
 rows of the vocabulary. Attention and MLP then end with one sum over the devices, and activations between layers are whole on each of them.
@@ -97,8 +98,8 @@ def weight_shape(outputs: int, inputs: int, dtype: DTypeLike, panels: bool) -> t
 
 
 class Linear(nn.Module):
-    """A linear layer, weight `[out, in]` or panels of it. Each of `shards` devices has some of the outputs; with `sums`, some of the inputs, and the
-    devices' products are added up.
+    """A linear layer, weight `[out, in]` or panels of it. Each of `shards` devices has some of the outputs; with `sums`, some of the
+    inputs, and the devices' products are added up.
     """
 
     inputs: int
@@ -122,6 +123,14 @@ class Linear(nn.Module):
         if self.use_bias:
             bias = self.param("bias", split(self.shards, names[0]), (self.features,), self.dtype)
         return operations.linear(x, Weights(weight, scale, bias), shards=self.shards if self.sums else 1, **around)
+
+
+def layer_of(
+    config: ModelConfig, dtype: DTypeLike, inputs: int, features: int, use_bias: bool, *, sums: bool = False, name: str | None = None
+) -> Linear:
+    """A linear layer as the model has them."""
+    c = config
+    return Linear(inputs, features, use_bias, dtype, c.shards, sums, c.quantization, c.panels, name=name)
 
 
 class RMSNorm(nn.Module):
@@ -187,9 +196,9 @@ class GatedMLP(nn.Module):
     def __call__(self, operations: Operations, x: Array, norm: Norm, residual: Array | None) -> Array:
         """The norm comes before it, and the residual is added to what it gives."""
         c = self.config
-        widen = Linear(c.hidden_size, 2 * c.intermediate_size, c.mlp_bias, self.dtype, c.shards, False, c.quantization, c.panels, name="gate_up_proj")
+        widen = layer_of(c, self.dtype, c.hidden_size, 2 * c.intermediate_size, c.mlp_bias, name="gate_up_proj")
         gated = widen(operations, x, norm=norm, activation=c.activation)
-        narrow = Linear(c.intermediate_size, c.hidden_size, c.mlp_bias, self.dtype, c.shards, True, c.quantization, c.panels, name="down_proj")
+        narrow = layer_of(c, self.dtype, c.intermediate_size, c.hidden_size, c.mlp_bias, sums=True, name="down_proj")
         return narrow(operations, gated, residual=residual)
 
 
@@ -205,11 +214,11 @@ class Attention(nn.Module):
         """The norm comes before it, and the residual is added to what it gives."""
         c = self.config
         width = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
-        project = Linear(c.hidden_size, width, c.qkv_bias, self.dtype, c.shards, False, c.quantization, c.panels, name="qkv_proj")
+        project = layer_of(c, self.dtype, c.hidden_size, width, c.qkv_bias, name="qkv_proj")
         q_norm = k_norm = None
         if c.qk_norm:
             q_norm = RMSNorm(c.head_dim, c.norm_eps, c.unit_offset_norm, self.dtype, name="q_norm")()
             k_norm = RMSNorm(c.head_dim, c.norm_eps, c.unit_offset_norm, self.dtype, name="k_norm")()
         out = operations.attention(c, self.layer, project(operations, x, norm=norm), positions, q_norm, k_norm)
-        gather = Linear(c.num_heads * c.head_dim, c.hidden_size, c.output_bias, self.dtype, c.shards, True, c.quantization, c.panels, name="o_proj")
+        gather = layer_of(c, self.dtype, c.num_heads * c.head_dim, c.hidden_size, c.output_bias, sums=True, name="o_proj")
         return gather(operations, out, residual=residual)
