@@ -77,7 +77,7 @@ def stand_in_config() -> str:
 
 
 def test_a_kernel_that_nobody_brings() -> None:
-    with pytest.raises(ConfigError, match="There is no attention kernel 'other', only tiled, gather, stand-in"):
+    with pytest.raises(ConfigError, match="There is no attention kernel 'other', only tiled, gather, mosaic, stand-in"):
         find_kernel("other")
     with pytest.raises(ConfigError, match="no attention kernel"):
         PagedKV([], StepShape(jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1), jnp.int32), 16), "other")

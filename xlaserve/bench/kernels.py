@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -89,10 +89,14 @@ def bench_kernels(
         ConfigError: no graph has such a name, or none holds such a context.
     """
     plan = make_plan(config)
-    runner, graphs = start_runner(plan, open_stores(plan, config, say), config, say)
     buckets = [bucket for bucket in plan.ladder.buckets if not names or any(name in bucket.name for name in names)]
     if not buckets:
         raise ConfigError(f"--graphs {' '.join(names)} names none of {', '.join(bucket.name for bucket in plan.ladder.buckets)}.")
+    # No others are compiled: on an accelerator each takes a while.
+    context = tuple(bucket for bucket in plan.ladder.context if bucket in buckets)
+    generate = tuple(bucket for bucket in plan.ladder.generate if bucket in buckets)
+    plan = replace(plan, ladder=replace(plan.ladder, context=context, generate=generate))
+    runner, graphs = start_runner(plan, open_stores(plan, config, say), config, say)
     device, dtypes = plan.devices[0], _dtypes(plan.spec)
     say("measuring bandwidth and matrix products")
     reading, multiplying = _ceilings(device, dtypes, sizes)

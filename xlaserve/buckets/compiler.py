@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
@@ -69,6 +70,7 @@ class Compiler:
         only: refuse to compile.
         threads: graphs prepared at once; None for one per core.
         compiling: what must hold while a graph of a family is compiled, as `Platform.compiling` gives it.
+        options: of the platform's compiler, by name.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Compiler:
         only: bool = False,
         threads: int | None = None,
         compiling: Callable[[Family], AbstractContextManager[None]] = lambda _family: nullcontext(),
+        options: Mapping[str, str | bool] = MappingProxyType({}),
     ) -> None:
         self._spec = spec
         self._jax_name = jax_name
@@ -89,6 +92,7 @@ class Compiler:
         self._cache = cache
         self._only = only
         self._compiling = compiling
+        self._options = dict(options)
         self._threads = threads or os.cpu_count() or 1
         stores = [store for store in (artifacts, cache) if store is not None]
         self.verdicts: dict[Path, Verdict] = {store.directory: store.verdict() for store in stores}
@@ -166,7 +170,7 @@ class Compiler:
 
     def _compile(self, stablehlo: bytes, bucket: Bucket | UpkeepBucket) -> jax.stages.Compiled:
         with self._compiling(_family(bucket)):
-            return lower_portable(stablehlo, self._spec, bucket, self._devices).compile()
+            return lower_portable(stablehlo, self._spec, bucket, self._devices).compile(compiler_options=self._options or None)
 
     def _keep(
         self,

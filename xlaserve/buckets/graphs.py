@@ -172,7 +172,7 @@ def _choose(spec: GraphSpec, logits: Array, state: SlotState, slot: Array, chang
 
 def _operations(spec: GraphSpec, cache: PagedKV, lengths: Array | None) -> Operations:
     """What a step computes with; of each row `lengths` places hold a token, or all where it is None."""
-    return XlaOperations(cache.attend) if spec.kernels == "none" else KernelOperations(cache, lengths)
+    return KernelOperations(cache, lengths) if spec.kernels.startswith("cpu-") else XlaOperations(cache.attend)
 
 
 def make_blank(spec: GraphSpec) -> tuple[tuple[Array, ...], SlotState]:

@@ -48,6 +48,7 @@ def machine_key(platform: Platform) -> dict[str, Any]:
         **_versions(_PLUGINS.get(platform.jax_name, ())),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         **platform.fingerprint(),
+        **({"compiler_options": dict(platform.compiler_options)} if platform.compiler_options else {}),
     }
     if "cpu_features" in key:
         key["cpu_features"] = cpu_features()  # the list itself, so that a miss can say which one

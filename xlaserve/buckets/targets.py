@@ -13,7 +13,7 @@ from typing import Any
 from xlaserve.errors import ConfigError
 from xlaserve.platforms.neuron_targets import TARGETS as NEURON_TARGETS
 from xlaserve.platforms.neuron_targets import Target as NeuronTarget
-from xlaserve.platforms.platform import Device, Platform
+from xlaserve.platforms.platform import Device, KernelsChoice, Platform
 from xlaserve.platforms.registry import platforms
 
 
@@ -26,12 +26,14 @@ class Target:
         device_kind: what its devices call themselves.
         memory: bytes of one device (a CUDA card, a NeuronCore as JAX sees it).
         config: XLA's description of the card, for compiling without it; empty where there is no such thing.
+        kernels: whether the platform's native kernels are for this card.
     """
 
     platform: str
     device_kind: str
     memory: int
     config: str = ""
+    kernels: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,10 @@ class AbsentDevice:
     reason: str
 
 
+_CUDA = "12.9.0"
+"""What the driver is at least, and the libraries. Where XLA is told none, it takes them to know no conditionals in CUDA graphs."""
+
+
 def _card(
     name: str, memory: int, *, cores: int, fpus: int, shared: int, block: int, bandwidth: int, l2: int, ghz: float, capability: str
 ) -> Target:
@@ -58,6 +64,7 @@ def _card(
           block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
           memory_bandwidth: {bandwidth}  l2_cache_size: {l2}  clock_rate_ghz: {ghz}  device_memory_size: {memory}
           shared_memory_per_block_optin: {block}  cuda_compute_capability {{ {capability} }}
+          driver_version: "{_CUDA}"  runtime_version: "{_CUDA}"
           registers_per_core_limit: 65536  registers_per_block_limit: 65536
           thread_dim_limit_x: 1024  thread_dim_limit_y: 1024  thread_dim_limit_z: 64
         }}
@@ -65,7 +72,7 @@ def _card(
         dnn_version_info {{ major: 9  minor: 10  patch: 0 }}
         device_description_str: "{name}"
     """
-    return Target("cuda", name, memory, config)
+    return Target("cuda", name, memory, config, kernels=capability.startswith("major: 9 "))
 
 
 _HOPPER: dict[str, Any] = {"cores": 132, "fpus": 128, "shared": 233472, "block": 232448, "l2": 52428800, "ghz": 1.98}
@@ -93,12 +100,20 @@ TARGETS: dict[str, Target] = {
 class TargetPlatform(Platform):
     """A platform as one of its devices would have it, on a machine that need not have any."""
 
-    __slots__ = ("_devices", "_target")
+    __slots__ = ("_devices", "_platform", "_target")
 
     def __init__(self, platform: Platform, target: Target, devices: int) -> None:
         super().__init__(**{field.name: getattr(platform, field.name) for field in fields(Platform)})
+        object.__setattr__(self, "_platform", platform)
         object.__setattr__(self, "_target", target)
         object.__setattr__(self, "_devices", _compile_only_devices(target, devices))
+
+    def with_kernels(self, kernels: KernelsChoice, dtype: str, head_dim: int) -> Platform:
+        """As the platform does, if its kernels are for this target."""
+        if kernels == "native" and not self._target.kernels:
+            raise ConfigError(f"kernels: there are no native kernels for {self._target.device_kind}: leave out --kernels native.")
+        found = self._platform.with_kernels(kernels, dtype, head_dim) if self._target.kernels else self
+        return TargetPlatform(found, self._target, len(self._devices)) if found is not self else self
 
     def devices(self) -> list[Device]:
         """Devices that can be compiled for, or as many of `AbsentDevice`."""

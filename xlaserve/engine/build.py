@@ -175,7 +175,7 @@ def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) ->
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         block_size=limits.block_size,
-        static_width=platform.attention != "tiled",
+        static_width=not platform.reads_in_use,
         context_lengths=config.context_buckets or (),
         generate_lengths=config.generate_buckets or (),
     )
@@ -232,6 +232,7 @@ def compile_graphs(
         only=config.artifacts_only,
         threads=config.compile_threads,
         compiling=plan.platform.compiling,
+        options=dict(plan.platform.compiler_options),
     )
     for directory, verdict in compiler.verdicts.items():
         progress(f"graphs in {directory}: {verdict}")

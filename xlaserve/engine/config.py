@@ -219,7 +219,7 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         block_size=block_size,
-        static_width=platform.attention != "tiled",
+        static_width=not platform.reads_in_use,
         context_lengths=config.context_buckets or (),
         generate_lengths=config.generate_buckets or (),
     )

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from xlaserve.paged.mosaic_attention import mosaic_attention
 from xlaserve.paged.native_attention import TARGET, NativeKernel, find_kernel
 from xlaserve.paged.tile import tile_blocks
 from xlaserve.platforms.native_call import native_call
@@ -42,7 +43,7 @@ class PagedKV:
     Args:
         layers: for each layer keys and values, `[num_blocks, kv_heads, block_size, head_dim]`.
         step: positions and block tables.
-        kind: which implementation reads the cache: "tiled", "gather" or the name of a native kernel.
+        kind: which implementation reads the cache: "tiled", "gather", "mosaic" or the name of a native kernel.
 
     Raises:
         ConfigError: there is no kernel of that name.
@@ -179,6 +180,11 @@ def _tiled(q: Array, keys: Array, values: Array, step: StepShape, window: int | 
     return out / total[..., None]
 
 
+def _mosaic(q: Array, keys: Array, values: Array, step: StepShape, window: int | None, softcap: float | None) -> Array:
+    """One kernel, on NVIDIA's Hopper cards."""
+    return mosaic_attention(q, keys, values, step.block_tables, step.positions, window=window, softcap=softcap)
+
+
 def _native(kernel: NativeKernel) -> Read:
     """A reader that calls a native kernel, and is `_gathered` on platforms that have no such kernels."""
 
@@ -194,4 +200,4 @@ def _native(kernel: NativeKernel) -> Read:
 
 
 Read = Callable[[Array, Array, Array, StepShape, int | None, float | None], Array]
-_READERS: dict[str, Read] = {"tiled": _tiled, "gather": _gathered}
+_READERS: dict[str, Read] = {"tiled": _tiled, "gather": _gathered, "mosaic": _mosaic}

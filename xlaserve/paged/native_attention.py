@@ -11,6 +11,8 @@ import jax
 from xlaserve.errors import ConfigError
 
 TARGET = "AwsNeuronCustomNativeKernel"
+BUILT_IN = ("tiled", "gather", "mosaic")
+"""Implementations that are part of xlaserve, and no kernels of this kind."""
 
 
 class NativeKernel(Protocol):
@@ -38,7 +40,7 @@ def register_kernel(name: str, kernel: NativeKernel) -> None:
     Raises:
         ConfigError: the name is taken.
     """
-    if name in ("tiled", "gather") or _kernels.get(name, kernel) is not kernel:
+    if name in BUILT_IN or _kernels.get(name, kernel) is not kernel:
         raise ConfigError(f"An attention kernel called {name!r} exists already.")
     _kernels[name] = kernel
 
@@ -50,6 +52,6 @@ def find_kernel(name: str) -> NativeKernel:
         ConfigError: there is none.
     """
     if name not in _kernels:
-        known = ", ".join(("tiled", "gather", *_kernels))
+        known = ", ".join((*BUILT_IN, *_kernels))
         raise ConfigError(f"There is no attention kernel {name!r}, only {known}. Install the package that brings it.")
     return _kernels[name]

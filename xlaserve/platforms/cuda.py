@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
-from xlaserve.platforms.platform import DEFAULT_UTILIZATION, Platform
+from xlaserve.errors import ConfigError
+from xlaserve.platforms.platform import DEFAULT_UTILIZATION, KernelsChoice, Platform
 
 _FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 _UNPLANNED = 1 / 64
 """Share of the client's memory that is left free, for what lies between arrays."""
+
+
+KERNELS = "mosaic-1"
+"""The kernels for Hopper cards, and how often what they compute has changed."""
+
+KERNEL_DTYPES, KERNEL_HEAD_DIMS = ("bfloat16", "float16"), (64, 128)
+HOPPER = "9.0"
+"""Compute capability of the cards whose instructions the kernels use; later ones have others in their place."""
+
+COMMANDS = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
+"""What XLA may put into a command buffer (a CUDA graph): what it does by itself, and loops. A loop or a conditional outside of one makes
+the host wait for the device at each turn, so that no step could be dispatched before the one before has ended."""
 
 
 class CUDAPlatform(Platform):
@@ -19,6 +33,25 @@ class CUDAPlatform(Platform):
     def reserve(self, utilization: float | None, devices: int) -> None:
         """Have the client take the share that is wanted instead of its own three quarters, unless the user has told it another."""
         os.environ.setdefault(_FRACTION, f"{utilization or DEFAULT_UTILIZATION:.4f}")
+
+    def with_kernels(self, kernels: KernelsChoice, dtype: str, head_dim: int) -> Platform:
+        """The platform with attention as a kernel where that is asked for: it has not been measured, so nothing else chooses it."""
+        why = ""
+        if dtype not in KERNEL_DTYPES:
+            why = f"attention's computes in {' and '.join(KERNEL_DTYPES)}, not in {dtype}"
+        elif head_dim not in KERNEL_HEAD_DIMS:
+            why = f"attention's takes heads of {' or '.join(map(str, KERNEL_HEAD_DIMS))} numbers, and this model's have {head_dim}"
+        elif self.available() and (found := self.devices()[0].compute_capability) != HOPPER:
+            why = f"attention's is for compute capability {HOPPER}, and this card has {found}"
+        if kernels == "native" and why:
+            raise ConfigError(f"kernels: there is no native kernel here: {why}. Or use --kernels auto, which does without.")
+        if kernels == "native":
+            return replace(self, attention="mosaic", kernels=KERNELS, kernels_note="attention")
+        return (
+            self
+            if why or kernels == "none"
+            else replace(self, kernels_note="--kernels native has one for attention, not yet measured on a card")
+        )
 
     def planned_memory(self, utilization: float | None) -> int | None:
         """What the client has taken, less a little: the share is in it already."""
@@ -36,5 +69,12 @@ CUDA = CUDAPlatform(
     attention="tiled",
     branches=True,
     top_k="sort",
+    compiler_options=(
+        ("xla_gpu_enable_command_buffer", COMMANDS),
+        # A kernel that reads a slice of an array is then taken together with it into something that no command buffer holds.
+        ("xla_gpu_enable_dynamic_slice_fusion", False),
+        # It takes four fifths of the card for all there is, and where weights and KV alone are more, computes again what is small.
+        ("xla_disable_hlo_passes", "rematerialization"),
+    ),
     install="Install JAX's CUDA plugin with `pip install 'xlaserve[cuda13]'` (or [cuda12]) and check the driver with `nvidia-smi`.",
 )

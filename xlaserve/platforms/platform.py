@@ -43,8 +43,9 @@ class Platform:
         block_size: tokens per KV block.
         max_num_seqs: sequences computed at once, where the user says nothing.
         max_num_batched_tokens: tokens of one context graph, likewise.
-        attention: "tiled" loops over the KV in use, with a trip count known only at run time; "gather" reads whole block tables; any
-            other name is a kernel's that `xlaserve.paged.native_attention.register_kernel` knows.
+        attention: "tiled" loops over the KV in use, with a trip count known only at run time; "gather" reads whole block tables; "mosaic"
+            is the kernel for NVIDIA's Hopper cards in `xlaserve.paged.mosaic_attention`; any other name is a kernel's that
+            `xlaserve.paged.native_attention.register_kernel` knows.
         branches: whether a graph may hold conditionals.
         top_k: "sort" takes XLA's own top-k, "neuron" the AwsNeuronTopK custom call.
         install: what to do where the platform is asked for and absent.
@@ -54,6 +55,7 @@ class Platform:
         kernels_note: what a person should know of that: their instruction set, or why there are none; empty where the platform has no such
             kernels at all.
         quantizations: how weights can be quantized.
+        compiler_options: XLA's, by name, for every graph; executables depend on them.
     """
 
     name: str
@@ -70,6 +72,12 @@ class Platform:
     kernels: str = "none"
     kernels_note: str = ""
     quantizations: tuple[str, ...] = ()
+    compiler_options: tuple[tuple[str, str | bool], ...] = ()
+
+    @property
+    def reads_in_use(self) -> bool:
+        """Whether attention reads the KV in use and no more, so that one width of tables serves all lengths."""
+        return self.attention in ("tiled", "mosaic")
 
     def configured(self, neuron: NeuronOptions | None) -> Platform:
         """The platform as the user wants it.

@@ -17,7 +17,7 @@ from xlaserve.buckets.lint.rule import Facts, Subject
 from xlaserve.buckets.lint.stablehlo import read_stablehlo
 from xlaserve.platforms.neuron_targets import Target
 
-_BUILT_IN = ("tiled", "gather")
+_BUILT_IN = ("tiled", "gather", "mosaic")
 _DONATED: dict[UpkeepBucket, tuple[str, ...]] = {SEAT: ("state",), COPY: ("kv",), BLANK: ()}
 
 

@@ -1,0 +1,144 @@
+"""The GPU part of `benchmarks/RESULTS.md`, from what the parts have found: figures as they were measured, and what was not run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.parts import PARTS
+from benchmarks.gpu.variants import VARIANTS
+from benchmarks.results import RESULTS, replace_section, write_raw
+
+DECODE_ONE, DECODE_MANY, PROMPT, IDLE = 0.85, 0.75, 0.60, 0.03
+"""Goals: shares of the copy bandwidth at one sequence and at 64, of the rate of operations with a prompt, and of time without a kernel."""
+
+
+def write(out: Path) -> int:
+    """Write the section `gpu`, and the results beside it."""
+    found: dict[str, Any] = json.loads((out / "gpu.json").read_text())
+    text = section(found)
+    replace_section(RESULTS, "gpu", text)
+    write_raw("gpu", found)
+    print(text)
+    return 0
+
+
+def section(found: dict[str, Any]) -> str:
+    """Markdown."""
+    facts, ceilings = found.get("facts", {}), found.get("ceilings", {})
+    versions = ", ".join(f"{name} {value}" for name, value in facts.get("versions", {}).items() if value)
+    text = [
+        "## NVIDIA GPU",
+        f"`python -m benchmarks.gpu OUT`, {facts.get('card') or facts.get('device', 'unknown device')}, {versions}.",
+        "",
+    ]
+    if "copy_bytes_per_s" in ceilings:
+        copy, product = ceilings["copy_bytes_per_s"] / 1e9, ceilings["gemm_flops_per_s"] / 1e12
+        text += [
+            f"Measured on it: a copy moves {copy:,.0f} GB/s, read and written; a product of random bfloat16 matrices does {product:,.0f} TFLOP/s.",
+            "",
+        ]
+        text += _graphs(found, ceilings)
+    text += [*_thunks(found), *_attention(found), *_serving(found), *_exact(found)]
+    missing = [
+        f"{name} ({found[name]['error'][:120]})" if name in found else name for name in PARTS if "error" in found.get(name, {"error": ""})
+    ]
+    text += ["", f"Not run: {', '.join(missing) or 'nothing'}."]
+    return "\n".join(text)
+
+
+def _graphs(found: dict[str, Any], ceilings: dict[str, Any]) -> list[str]:
+    text = [
+        "### Graphs",
+        "",
+        "| form | graph | context | MB | GFLOP | ms | of the copy bandwidth | of the rate of operations | goal | |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in ("artifact", *(f"graphs-{variant}" for variant in VARIANTS)):
+        for line in found.get(name, {}).get("metrics", {}).get("graphs", []):
+            seconds = line["ms"]["median"] / 1e3
+            bandwidth = line["bytes"] / seconds / ceilings["copy_bytes_per_s"]
+            rate = line["flops"] / seconds / ceilings["gemm_flops_per_s"]
+            context = line["graph"].startswith("context")
+            goal = PROMPT if context else DECODE_ONE if line["rows"] == 1 else DECODE_MANY
+            met = "met" if (rate if context else bandwidth) >= goal else "not met"
+            text.append(
+                f"| {name.removeprefix('graphs-')} | {line['graph']} | {line['context']} | {line['bytes'] / 1e6:,.0f} | {line['flops'] / 1e9:,.0f} "
+                f"| {1e3 * seconds:.3f} | {bandwidth:.0%} | {rate:.0%} | {goal:.0%} | {met} |"
+            )
+    return [*text, ""]
+
+
+def _thunks(found: dict[str, Any]) -> list[str]:
+    text = ["### Command buffers", "", "| form | graph | thunks at the top |", "|---|---|---|"]
+    for variant in VARIANTS:
+        for graph, kinds in found.get(f"graphs-{variant}", {}).get("thunks", {}).items():
+            text.append(f"| {variant} | {graph} | {', '.join(f'{count} {kind}' for kind, count in kinds['top'].items())} |")
+    return [*text, ""] if len(text) > 4 else []
+
+
+def _attention(found: dict[str, Any]) -> list[str]:
+    lines = found.get("attention", {}).get("lines", [])
+    if not lines:
+        return []
+    text = [
+        "### Attention of one layer",
+        "",
+        "| what | form | context | ms | GB/s of KV in use | TFLOP/s | largest error |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        if "ms" not in line:
+            text.append(f"| {line['what']} | {line['kind']} | {line['context']} | | | | {str(line['error'])[:80]} |")
+            continue
+        text.append(
+            f"| {line['what']} | {line['kind']} | {line['context']} | {line['ms']:.4f} | {line['kv_bytes_per_s'] / 1e9:,.0f} "
+            f"| {line['flops_per_s'] / 1e12:,.1f} | {line['error']:.1e} |"
+        )
+    return [*text, ""]
+
+
+def _serving(found: dict[str, Any]) -> list[str]:
+    text: list[str] = []
+    for name in ("serve-mosaic", "serve-tiled", "transformers"):
+        for line in found.get(name, {}).get("lines", []):
+            if "itl_ms" in line:
+                text.append(
+                    f"| {name} | {line['concurrency']} | {line['output_tokens_per_s']:,.0f} | {line['ttft_ms']['median']:,.0f} "
+                    f"| {line['itl_ms']['median']:.2f} | {line['itl_ms']['p99']:.2f} |"
+                )
+            else:
+                text.append(
+                    f"| {name} | {line['concurrency']} | {line.get('output_tokens_per_s', 0):,.0f} | | | {line.get('error', '')[:80]} |"
+                )
+    if not text:
+        return []
+    head = ["### Serving", "", "All requests of a row are there at once.", ""]
+    head += ["| engine | requests | output tokens/s | TTFT, median, ms | ITL, median, ms | ITL, p99, ms |", "|---|---|---|---|---|---|"]
+    for name in ("serve-mosaic", "serve-tiled"):
+        idle = found.get(name, {}).get("idle", {})
+        if "idle_share" in idle:
+            met = "met" if idle["idle_share"] <= IDLE else "not met"
+            text += ["", f"{name}: no kernel runs in {idle['idle_share']:.1%} of the time of generation (goal {IDLE:.0%}: {met})."]
+        elif idle:
+            text += ["", f"{name}: device idle not measured: {idle.get('error')}."]
+    return [*head, *text, ""]
+
+
+def _exact(found: dict[str, Any]) -> list[str]:
+    lines = found.get("exact", {}).get("lines", [])
+    if not lines:
+        return []
+    text = [
+        f"### Equality, {found['exact']['model']}",
+        "",
+        "| alone | in a crowd | tokens | largest difference of a log probability | tolerance | |",
+    ]
+    text.append("|---|---|---|---|---|---|")
+    for line in lines:
+        verdict = "within" if line["within"] else "NOT WITHIN"
+        text.append(
+            f"| {line['alone']} | {line['in a crowd']} | {line['tokens_compared']} | {line['largest_difference']:.2e} | {line['tolerance']} | {verdict} |"
+        )
+    return [*text, ""]
