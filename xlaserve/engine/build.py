@@ -175,6 +175,7 @@ def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) ->
         static_width=platform.attention != "tiled",
         context_lengths=config.context_buckets or (),
         generate_lengths=config.generate_buckets or (),
+        compact=platform.kernels != "none",
     )
     spec = GraphSpec(
         model=model,
