@@ -92,7 +92,8 @@ class GraphSpec:
     @property
     def share(self) -> ModelConfig:
         """The model as one device has it."""
-        return replace(self.model.shard(self.tensor_parallel_size), quantization=self.quantization)
+        panels = self.kernels != "none" and self.tensor_parallel_size == 1
+        return replace(self.model.shard(self.tensor_parallel_size), quantization=self.quantization, panels=panels)
 
     def whole(self, tree: Any) -> Any:
         """Descriptions of arrays that every device has whole."""
