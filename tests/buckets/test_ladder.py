@@ -279,6 +279,37 @@ def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
     assert ladder.pick_context([40, 500], [0, 0], 512) == ContextChoice(ContextBucket(1, 64, 512), (40,))
 
 
+def compact_ladder(per_token: int = 10, launch: int = 200) -> Ladder:
+    """Where only tokens cost time: 128 to 512 places shared by 16 sequences, and what a sequence alone has."""
+    ladder = make_ladder(max_model_len=2048, max_num_seqs=32, max_num_batched_tokens=512, block_size=16, static_width=False, compact=True)
+    return replace(ladder, costs={bucket: launch + per_token * bucket.tokens for bucket in ladder.buckets})
+
+
+def test_sequences_share_places_where_only_tokens_cost() -> None:
+    assert [b.name for b in compact_ladder().context] == [
+        *(f"context-1x{length}-128" for length in (16, 32, 64, 128, 256, 512)),
+        *(f"context-16in{length}-128" for length in (128, 256, 512)),
+    ]
+
+
+def test_shared_places_are_filled_with_whatever_is_in_line() -> None:
+    """The last chunk is cut where the places end, at a block; graphs are no larger than what they compute."""
+    ladder = compact_ladder()
+    full, small, alone = ContextBucket(16, 512, 128, True), ContextBucket(16, 128, 128, True), ContextBucket(1, 512, 128)
+    assert ladder.pick_context([150, 200, 30, 90, 250], [0] * 5, 512) == ContextChoice(full, (150, 200, 30, 90, 32))
+    assert ladder.pick_context([150, 200, 30, 90, 250], [0] * 5, 480) == ContextChoice(full, (150, 200, 30, 90))
+    assert ladder.pick_context([30, 20], [0, 0], 512) == ContextChoice(small, (30, 20))
+    assert ladder.pick_context([20] * 20, [0] * 20, 512) == ContextChoice(full, (20,) * 16)
+    # Places without a token cost nothing, so nothing is split off.
+    assert ladder.pick_context([300], [0], 512) == ContextChoice(alone, (300,))
+
+
+def test_the_longer_the_rest_of_a_step_takes_the_more_of_the_prompts_it_computes() -> None:
+    ladder = small_ladder(context_1x16_8=160, context_1x32_8=330, context_1x64_8=650)
+    assert ladder.pick_context([64], [0], 64) == ContextChoice(ContextBucket(1, 16, 8), (16,))
+    assert ladder.pick_context([64], [0], 64, beside=100) == ContextChoice(ContextBucket(1, 64, 8), (64,))
+
+
 def test_more_rows_are_taken_where_they_are_cheaper() -> None:
     ladder = small_ladder(generate_1_8=30, generate_2_8=25, generate_4_8=25)
     assert [ladder.pick_generate(rows, 1).rows for rows in (1, 2, 3, 4)] == [2, 2, 4, 4]

@@ -109,6 +109,7 @@ class FakeRunner:
         assert mask is None, "sequences of the fake model have no form"
         assert batch.dtype == np.int32
         self.runs += 1
+        assert batch[:, Header.LENGTH].sum() <= bucket.tokens
         slots = batch[:, Header.SLOT]
         real = [slot for slot in slots if slot != self._spare]
         assert len(set(real)) == len(real), "two rows of one graph write one slot"

@@ -32,6 +32,7 @@ class Sizes:
     max_num_seqs: int = 8
     batched: int = 64
     static_width: bool = False
+    compact: bool = False
     longest_prompt: int = 120
     longest_output: int = 60
     arrivals: float = 0.3
@@ -76,6 +77,7 @@ class Simulation:
             max_num_batched_tokens=s.batched,
             block_size=s.block,
             static_width=s.static_width,
+            compact=s.compact,
         )
         self.scheduler = Scheduler(
             ladder,

@@ -29,6 +29,8 @@ LOADS: dict[str, Sizes] = {
         num_blocks=6, block=128, max_model_len=600, batched=256, longest_prompt=500, longest_output=40, static_width=True
     ),
     "static widths": Sizes(num_blocks=60, max_model_len=400, longest_prompt=380, static_width=True),
+    "shared places": Sizes(num_blocks=60, batched=144, arrivals=0.8, compact=True),
+    "shared places, tight": Sizes(num_blocks=17, batched=55, several=0.3, compact=True),
     "odd length": Sizes(num_blocks=20, max_model_len=249, longest_prompt=248, longest_output=249),
     "aborts": Sizes(num_blocks=20, aborts=0.5, arrivals=0.5),
     "whole prompts": Sizes(num_blocks=40, batched=512, longest_prompt=250),

@@ -208,6 +208,25 @@ def test_a_row_is_the_same_alone_and_in_a_batch(name: str) -> None:
         assert (by_kernel(replace(shape, rows=(row,)), lone).out == together[i]).all()
 
 
+@pytest.mark.parametrize("name", ["chunks", "chunks, bfloat16", "chunks, window over segments"])
+def test_rows_that_share_places_are_the_same(name: str) -> None:
+    """Their tokens follow one another; rows without any, first, amid and last, take no place."""
+    shape = replace(SHAPES[name], rows=(Row(0, 0), *SHAPES[name].rows[:1], Row(0, 0), *SHAPES[name].rows[1:], Row(0, 0)))
+    step = make_step(shape)
+    apart = by_kernel(shape, step)
+
+    def shared(array: jax.Array) -> jax.Array:
+        real = np.asarray(array)[shape.real]
+        return jnp.asarray(np.concatenate((real, np.full((5, *real.shape[1:]), 99, real.dtype))))[None]
+
+    qkv, cos, sin, positions = (shared(array) for array in (step.qkv, step.cos, step.sin, step.positions))
+    together = by_kernel(shape, step._replace(qkv=qkv, cos=cos, sin=sin, positions=positions))
+    assert (together.out[0, :-5] == apart.out[shape.real]).all()
+    assert not together.out[0, -5:].any()
+    assert (together.keys == apart.keys).all()
+    assert (together.values == apart.values).all()
+
+
 @pytest.mark.parametrize(
     "shape",
     [

@@ -90,7 +90,7 @@ class LogitsEngine:
             start, count = place
             positions = start[:, None] + jnp.arange(length, dtype=jnp.int32)
             cache = PagedKV(list(zip(kv[::2], kv[1::2], strict=True)), StepShape(positions, table, BLOCK), self._attention)
-            operations = KernelOperations(cache, count) if self._kernels else XlaOperations(cache.attend)
+            operations = KernelOperations(cache, count, count) if self._kernels else XlaOperations(cache.attend)
             logits = self._model.apply({"params": parameter_tree(self._names, params)}, operations, tokens, positions)
             return tuple(array for pair in cache.layers for array in pair), logits
 

@@ -18,7 +18,7 @@ def contexts_of(bucket: Bucket, contexts: tuple[int, ...], block_size: int) -> l
     if isinstance(bucket, GenerateBucket):
         return sorted({context for context in contexts if context <= most})
     later = {context // block_size * block_size for context in contexts}
-    return sorted({bucket.length, *(context for context in later if bucket.length < context <= most)})
+    return sorted({bucket.share, *(context for context in later if bucket.share < context <= most)})
 
 
 def graph_batch(
@@ -41,13 +41,13 @@ def graph_batch(
     needed = -(-context // block_size)
     if bucket.rows * needed > num_blocks - 1:
         return None
-    length = bucket.length if isinstance(bucket, ContextBucket) else 1
+    length = bucket.share if isinstance(bucket, ContextBucket) else 1
     batch = empty_batch(bucket, spare_slot)
     batch[:, Header.SLOT] = np.arange(bucket.rows)
     batch[:, Header.START] = context - length
     batch[:, Header.LENGTH] = length
     if isinstance(bucket, ContextBucket):
-        batch[:, TOKENS_AT : table_at(bucket)] = rng.integers(0, vocab_size, (bucket.rows, length))
+        batch[:, TOKENS_AT : TOKENS_AT + length] = rng.integers(0, vocab_size, (bucket.rows, length))
     blocks = rng.permutation(np.arange(1, num_blocks))[: bucket.rows * needed]
     batch[:, table_at(bucket) : table_at(bucket) + needed] = blocks.reshape(bucket.rows, needed)
     return batch, [RowWork(context - length, length)] * bucket.rows

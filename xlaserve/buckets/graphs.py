@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec
 
 from xlaserve.buckets.ladder import BLANK, COPIES, COPY, SEAT, Bucket, ContextBucket, GenerateBucket, UpkeepBucket
 from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, mask_width, row_width, table_at
+from xlaserve.buckets.places import places, shared_places
 from xlaserve.kernels.zeros import zeros
 from xlaserve.models.config import ModelConfig, Quantization
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
@@ -45,8 +46,8 @@ class StepOutput(NamedTuple):
     Args:
         tokens: int32 `[rows]`, the sampled tokens.
         scores: int32 `[rows, SCORE_WIDTH]`, their log probabilities as `xlaserve.sampling.scores` reads them.
-        prompt_scores: int32 `[rows, length, SCORE_WIDTH]`, the same for the token after each of a chunk's; context graphs with conditionals
-            have it.
+        prompt_scores: int32 `[rows, length, SCORE_WIDTH]`, the same for the token after each of a chunk's, one row where sequences share
+            it; context graphs with conditionals have it.
     """
 
     tokens: Array
@@ -123,34 +124,33 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
     def step(
         params: tuple[Array, ...], kv: tuple[Array, ...], state: SlotState, batch: Array, mask: Array
     ) -> tuple[tuple[Array, ...], SlotState, StepOutput]:
-        slot, start, lengths = batch[:, Header.SLOT], batch[:, Header.START], batch[:, Header.LENGTH]
-        length = jnp.maximum(lengths, 1)  # padding rows have no token, and are computed like rows of one
+        slot, lengths = batch[:, Header.SLOT], batch[:, Header.LENGTH]
         if isinstance(bucket, GenerateBucket):
             given = batch[:, Header.TOKEN]
             tokens = jnp.where(given > 0, jnp.maximum(given - 1, 0), state.last_tokens.at[slot].get(mode="promise_in_bounds"))[:, None]
-            positions = start[:, None]
+            at = places(batch[:, Header.START], lengths, 1)
         else:
+            at = (shared_places if bucket.shared else places)(batch[:, Header.START], lengths, bucket.length)
             tokens = batch[:, TOKENS_AT : table_at(bucket)]
-            positions = start[:, None] + jnp.arange(bucket.length, dtype=jnp.int32)
+            tokens = tokens if at.source is None else tokens.at[at.source].get(mode="promise_in_bounds")
         layers = list(zip(kv[::2], kv[1::2], strict=True))
-        shape = StepShape(positions, batch[:, table_at(bucket) :], spec.block_size)
+        shape = StepShape(at.positions, batch[:, table_at(bucket) :], spec.block_size)
         cache = PagedKV(layers, shape, spec.attention)
-        operations, everywhere = (_operations(spec, cache, real) for real in (lengths, None))
+        real, each, everywhere = (_operations(spec, cache, count, lengths) for count in (at.tokens, lengths, None))
         variables = {"params": parameter_tree(names, params)}
-        hidden: Any = model.apply(variables, operations, tokens, positions, method="hidden")
+        hidden: Any = model.apply(variables, real, tokens, at.positions, method="hidden")
 
         def head(x: Array, operations: Operations = everywhere) -> Any:
             return model.apply(variables, operations, x, method="head")
 
-        last = jnp.take_along_axis(hidden, length[:, None, None] - 1, axis=1, mode="promise_in_bounds")[:, 0]
-        logits = head(last, operations)
+        logits = head(hidden.reshape(-1, hidden.shape[-1]).at[at.last].get(mode="promise_in_bounds"), each)
         sampled = _choose(spec, logits, state, slot, _adjustment(batch), _sampling(batch, mask))
         scores = score(logits, sampled, batch[:, Header.LOGPROBS], branches=spec.branches, kind=spec.top_k)
         prompt_scores = None
         if scores_prompts(spec, bucket):
             following = jnp.concatenate((tokens[:, 1:], tokens[:, :1]), axis=1)
-            last = jnp.arange(tokens.shape[1]) == length[:, None] - 1
-            following = jnp.where(last, batch[:, Header.NEXT_TOKEN, None], following)
+            ends = jnp.where(lengths > 0, at.last, tokens.size)
+            following = following.reshape(-1).at[ends].set(batch[:, Header.NEXT_TOKEN], mode="drop").reshape(tokens.shape)
             prompt_scores = score_places(hidden, following, batch[:, Header.PROMPT_LOGPROBS], head, spec.top_k)
         kv = tuple(array for pair in cache.layers for array in pair)
         return kv, advance(state, slot, sampled), StepOutput(sampled, scores, prompt_scores)
@@ -170,9 +170,9 @@ def _choose(spec: GraphSpec, logits: Array, state: SlotState, slot: Array, chang
     return jax.lax.cond(jnp.any(changes.wanted | rows.wanted), chosen, lambda: argmax(logits)) if spec.branches else chosen()
 
 
-def _operations(spec: GraphSpec, cache: PagedKV, lengths: Array | None) -> Operations:
-    """What a step computes with; of each row `lengths` places hold a token, or all where it is None."""
-    return KernelOperations(cache, lengths) if spec.kernels.startswith("cpu-") else XlaOperations(cache.attend)
+def _operations(spec: GraphSpec, cache: PagedKV, lengths: Array | None, sequences: Array) -> Operations:
+    """What a step computes with; of each row `lengths` places hold a token, or all where it is None, and of each sequence `sequences`."""
+    return KernelOperations(cache, lengths, sequences) if spec.kernels.startswith("cpu-") else XlaOperations(cache.attend)
 
 
 def make_blank(spec: GraphSpec) -> tuple[tuple[Array, ...], SlotState]:
@@ -232,7 +232,8 @@ def _output(spec: GraphSpec, bucket: Bucket) -> StepOutput:
     scores = jax.ShapeDtypeStruct((bucket.rows, SCORE_WIDTH), jnp.int32)
     prompt_scores = None
     if isinstance(bucket, ContextBucket) and scores_prompts(spec, bucket):
-        prompt_scores = jax.ShapeDtypeStruct((bucket.rows, bucket.length, SCORE_WIDTH), jnp.int32)
+        lines = 1 if bucket.shared else bucket.rows
+        prompt_scores = jax.ShapeDtypeStruct((lines, bucket.length, SCORE_WIDTH), jnp.int32)
     return spec.whole(StepOutput(tokens, scores, prompt_scores))  # type: ignore[arg-type]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from xlaserve.errors import ConfigError
 
@@ -16,23 +17,35 @@ LAUNCH_TOKENS = 48
 """What running a graph costs before its first token, in tokens, where nothing has been measured: reading the weights once."""
 
 
+_MOST_SHARING = 16
+"""Sequences that share the places of a context graph at most: each has a row of logits, whether it has tokens or not."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class ContextBucket:
-    """Shape of a context-encoding graph: `rows` sequences of `length` tokens, block tables `width` blocks wide."""
+    """Shape of a context-encoding graph: `rows` sequences of `length` tokens, block tables `width` blocks wide; or sequences that share
+    `length` places, however they divide them.
+    """
 
     rows: int
     length: int
     width: int
+    shared: bool = False
 
     @property
     def name(self) -> str:
         """The graph's name in progress lines, manifests and files."""
-        return f"context-{self.rows}x{self.length}-{self.width}"
+        return f"context-{self.rows}{'in' if self.shared else 'x'}{self.length}-{self.width}"
 
     @property
     def tokens(self) -> int:
         """Token places in one call."""
-        return self.rows * self.length
+        return self.length if self.shared else self.rows * self.length
+
+    @property
+    def share(self) -> int:
+        """Tokens of each row where all rows have as many."""
+        return self.tokens // self.rows
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -99,21 +112,24 @@ class Ladder:
         block_size: tokens per KV block; every context length is a multiple of it.
         costs: nanoseconds of one run of each bucket. Without them, where there is no device to measure on, a run costs as many
             units as it has token places, and `LAUNCH_TOKENS`.
+        compact: whether context graphs take time for the tokens that they compute only, and not for places without one.
     """
 
     context: tuple[ContextBucket, ...]
     generate: tuple[GenerateBucket, ...]
     block_size: int
     costs: Mapping[Bucket, int] = field(default_factory=dict[Bucket, int], hash=False)
-    # The context buckets with their costs. The generate buckets, cheapest first. For each number of blocks that a sequence ends with: a
-    # list by number of blocks of what computing the last of them alone costs, in the cheapest chunks.
-    _context: tuple[tuple[ContextBucket, int], ...] = field(init=False, repr=False, compare=False)
+    compact: bool = False
+    # The context buckets, each with what a run costs by the blocks of tokens that it computes. The generate buckets, cheapest first. For
+    # each number of blocks that a sequence ends with: a list by number of blocks of what computing the last of them alone costs, in the
+    # cheapest chunks.
+    _context: tuple[tuple[ContextBucket, Sequence[int]], ...] = field(init=False, repr=False, compare=False)
     _generate: tuple[GenerateBucket, ...] = field(init=False, repr=False, compare=False)
     _alone: tuple[Sequence[int], ...] = field(init=False, repr=False, compare=False)
     _most_rows: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_context", tuple((bucket, self.cost(bucket)) for bucket in self.context))
+        object.__setattr__(self, "_context", tuple((bucket, self._costs_by_blocks(bucket)) for bucket in self.context))
         object.__setattr__(self, "_generate", tuple(sorted(self.generate, key=lambda b: (self.cost(b), b))))
         object.__setattr__(self, "_alone", self._plan_alone())
         object.__setattr__(self, "_most_rows", max((bucket.rows for bucket in self.context), default=0))
@@ -136,18 +152,20 @@ class Ladder:
         """The cheapest generate bucket for `rows` sequences whose longest table has `width` blocks; the smallest of equals."""
         return next(b for b in self._generate if b.rows >= rows and b.width >= width)
 
-    def pick_context(self, remaining: Sequence[int], starts: Sequence[int], budget: int) -> ContextChoice | None:
+    def pick_context(self, remaining: Sequence[int], starts: Sequence[int], budget: int, beside: int = 0) -> ContextChoice | None:
         """How to spend one context step on sequences in queue order.
 
         Every bucket that the budget allows is rated by what it saves over what it costs. A chunk saves what computing the sequence
         alone would cost before it, less what that would cost after it. So the next chunk of a sequence's cheapest split rates 1, a
-        larger bucket rates less unless padding up is cheaper, and several sequences in one graph rate more where sharing pays. The best
+        larger bucket rates less unless padding up is cheaper, and several sequences in one graph rate more where sharing pays. What
+        the step computes besides is added to each cost, so the more that is, the more of the prompts a step computes. The best
         is taken, of equals the one that computes most tokens. The first sequence is always in it, so nothing starves.
 
         Args:
             remaining: tokens that each sequence still has to compute, at least 1 each; the widest tables must hold them.
             starts: tokens that each has computed, a multiple of the block size each.
             budget: most tokens to compute in this step.
+            beside: cost of what the step computes besides.
 
         Returns:
             The choice, or None where the budget does not cover a single block of the first sequence.
@@ -160,8 +178,9 @@ class Ladder:
         ]
         best: tuple[ContextBucket, list[int]] | None = None
         best_rate, best_tokens = -1.0, 0
-        for bucket, cost in self._context:
-            longest, end, left, saved = bucket.length, bucket.width * size, budget, 0
+        for bucket, costs in self._context:
+            room = min(budget, bucket.tokens)
+            longest, end, left, saved = bucket.length, bucket.width * size, room, 0
             lengths: list[int] = []
             for tokens, start, alone in queue[: bucket.rows]:
                 length = tokens if tokens <= longest else longest
@@ -175,27 +194,46 @@ class Ladder:
                 saved += alone[-(-tokens // size)] - alone[-(-(tokens - length) // size)]
                 lengths.append(length)
                 left -= length
-            rate, computed = saved / cost, budget - left
+            computed = room - left
+            rate = saved / (costs[-(-computed // size)] + beside)
             if computed and (rate > best_rate or (rate == best_rate and computed > best_tokens)):
                 best, best_rate, best_tokens = (bucket, lengths), rate, computed
         return ContextChoice(best[0], tuple(best[1])) if best else None
 
+    def _costs_by_blocks(self, bucket: ContextBucket) -> Sequence[int]:
+        """What a run costs by the blocks of tokens that it computes. Where only these count, that lies between what full runs of the next
+        smaller and the next larger graph cost, of its kind if there is one, and is no less than what the smallest of all costs.
+        """
+        most = bucket.tokens // self.block_size
+        if not self.compact:
+            return [self.cost(bucket)] * (most + 1)
+        alike = [b for b in self.context if b.width == bucket.width and b.shared == bucket.shared]
+        smaller = [b for b in self.context if b.width == bucket.width and b.tokens < min(a.tokens for a in alike)]
+        points = sorted({b.tokens // self.block_size: self.cost(b) for b in (*smaller, *alike)}.items())
+        costs = [points[0][1]] * (points[0][0] + 1)
+        for (low, cheaper), (high, dearer) in pairwise(points):
+            costs += [cheaper + (dearer - cheaper) * (blocks - low) // (high - low) for blocks in range(low + 1, high + 1)]
+        return costs[: most + 1]
+
     def _plan_alone(self) -> tuple[Sequence[int], ...]:
         """`_alone`: a sequence that ends in a number of blocks is computed in graphs whose tables hold as many."""
-        plans: dict[tuple[tuple[int, int], ...], Sequence[int]] = {}
+        plans: dict[tuple[tuple[tuple[int, int], ...], Sequence[int]], Sequence[int]] = {}
         by_width: dict[int, Sequence[int]] = {}
         for width in sorted({bucket.width for bucket in self.context}, reverse=True):
             chunks: dict[int, int] = {}
-            for bucket, cost in self._context:
+            last: Sequence[int] = ()
+            for bucket, costs in self._context:
                 if bucket.width >= width:
                     blocks = bucket.length // self.block_size
-                    chunks[blocks] = min(cost, chunks.get(blocks, cost))
-            key = tuple(sorted(chunks.items()))
+                    chunks[blocks] = min(costs[blocks], chunks.get(blocks, costs[blocks]))
+                    if self.compact and len(costs) > len(last):
+                        last = costs
+            key = tuple(sorted(chunks.items())), tuple(last)
             # Narrower tables that cost the same share the list of the widest.
-            by_width[width] = plans[key] if key in plans else plans.setdefault(key, _cheapest_splits(key, width))
+            by_width[width] = plans[key] if key in plans else plans.setdefault(key, _cheapest_splits(*key, width))
         lists: list[Sequence[int]] = []
-        for width, costs in sorted(by_width.items()):
-            lists += [costs] * (width + 1 - len(lists))
+        for width, plan in sorted(by_width.items()):
+            lists += [plan] * (width + 1 - len(lists))
         return tuple(lists)
 
 
@@ -211,6 +249,7 @@ class LadderSizes:
         static_width: whether time and memory of a graph follow the width of its tables.
         context_lengths: tokens of a sequence's chunk that there are to be graphs for; empty to choose.
         generate_lengths: tokens of context that tables are to be wide enough for; empty to choose.
+        compact: as `Ladder.compact`.
     """
 
     max_model_len: int
@@ -220,6 +259,7 @@ class LadderSizes:
     static_width: bool
     context_lengths: tuple[int, ...] = ()
     generate_lengths: tuple[int, ...] = ()
+    compact: bool = False
 
     @property
     def full(self) -> int:
@@ -235,12 +275,18 @@ class LadderSizes:
 
     def context(self) -> list[ContextBucket]:
         """Lengths go up by factors of two; several sequences share a graph in fours, each with lengths by factors of four, because short
-        prompts are where sharing pays. Lengths that have been asked for are taken for any number of sequences that leaves room for them.
+        prompts are where sharing pays. Where places without a token cost nothing, they share one row of places instead, which prompts of
+        any lengths fill. Lengths that have been asked for are taken for any number of sequences that leaves room for them.
         """
         longest = min(self.max_num_batched_tokens // self.block_size, self.full)
         asked = sorted({length // self.block_size for length in self.context_lengths})
         buckets: list[ContextBucket] = []
-        for rows in _powers(1, self.max_num_seqs, 4):
+        most = self.max_num_batched_tokens // self.block_size
+        sharing = min(_MOST_SHARING, self.max_num_seqs) if self.compact else 1
+        if sharing > 1:
+            lengths = tuple(blocks for blocks in asked if blocks <= most) or _doublings(min(most, max(1, 128 // self.block_size)), most)
+            buckets += [ContextBucket(sharing, blocks * self.block_size, width, shared=True) for blocks in lengths for width in self.widths]
+        for rows in (1,) if self.compact else _powers(1, self.max_num_seqs, 4):
             limit = min(longest, self.max_num_batched_tokens // (rows * self.block_size))
             if asked:
                 lengths = tuple(blocks for blocks in asked if blocks <= limit)
@@ -264,6 +310,7 @@ def make_ladder(
     static_width: bool,
     context_lengths: tuple[int, ...] = (),
     generate_lengths: tuple[int, ...] = (),
+    compact: bool = False,
 ) -> Ladder:
     """The ladders for an engine's limits, which are `LadderSizes`.
 
@@ -271,14 +318,16 @@ def make_ladder(
         ConfigError: max_num_batched_tokens is smaller than a block; or the lengths that have been asked for are not whole blocks, can never
             be used, or leave a legal step without a graph.
     """
-    sizes = LadderSizes(max_model_len, max_num_seqs, max_num_batched_tokens, block_size, static_width, context_lengths, generate_lengths)
+    sizes = LadderSizes(
+        max_model_len, max_num_seqs, max_num_batched_tokens, block_size, static_width, context_lengths, generate_lengths, compact
+    )
     if sizes.max_num_batched_tokens < sizes.block_size:
         raise ConfigError(
             f"max_num_batched_tokens must be at least the block size ({sizes.block_size}), got {sizes.max_num_batched_tokens}; "
             "raise it or lower --block-size."
         )
     _check_lengths(sizes)
-    return Ladder(tuple(sizes.context()), tuple(sizes.generate()), sizes.block_size)
+    return Ladder(tuple(sizes.context()), tuple(sizes.generate()), sizes.block_size, compact=compact)
 
 
 def _check_lengths(sizes: LadderSizes) -> None:
@@ -305,11 +354,14 @@ def _check_lengths(sizes: LadderSizes) -> None:
         )
 
 
-def _cheapest_splits(chunks: Sequence[tuple[int, int]], most: int) -> Sequence[int]:
-    """For 0 to `most` blocks, the least that chunks cost that cover them; `chunks` are (blocks, cost)."""
+def _cheapest_splits(chunks: Sequence[tuple[int, int]], alone: Sequence[int], most: int) -> Sequence[int]:
+    """For 0 to `most` blocks, the least that chunks cost that cover them; `chunks` are (blocks, cost), `alone` the costs of single chunks
+    that are no larger than what they cover, by their blocks, as far as they are known.
+    """
     costs = [0]
     for blocks in range(1, most + 1):
-        costs.append(min(cost + costs[max(0, blocks - covered)] for covered, cost in chunks))
+        least = min(cost + costs[max(0, blocks - covered)] for covered, cost in chunks)
+        costs.append(min(least, alone[blocks]) if blocks < len(alone) else least)
     return costs
 
 

@@ -178,6 +178,7 @@ def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) ->
         static_width=not platform.reads_in_use,
         context_lengths=config.context_buckets or (),
         generate_lengths=config.generate_buckets or (),
+        compact=platform.kernels != "none",
     )
     spec = GraphSpec(
         model=model,

@@ -35,9 +35,12 @@ def search_event(first: Sequence, hypotheses: list[Hypothesis]) -> TokenEvent:
 
 
 def prompt_score_events(step: ContextStep, places: NDArray[np.int32]) -> list[TokenEvent]:
-    """Events of the chunks that score their prompts, from int32 `[rows, length, SCORE_WIDTH]`."""
+    """Events of the chunks that score their prompts, from int32 `[rows, length, SCORE_WIDTH]`; one row where the chunks share it."""
     events: list[TokenEvent] = []
-    for row, chunk in zip(places, step.chunks, strict=False):
+    shared = 0
+    for at, chunk in enumerate(step.chunks):
+        row = places[0, shared:] if step.bucket.shared else places[at]
+        shared += chunk.length
         sequence = chunk.sequence
         prompt, top = sequence.prompt_ids, sequence.params.prompt_logprobs
         if top is None or not sequence.scores_prompt:

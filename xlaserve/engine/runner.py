@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from xlaserve.buckets.compiler import Executable
 from xlaserve.buckets.graphs import GraphSpec, StepOutput
 from xlaserve.buckets.ladder import BLANK, COPIES, COPY, SEAT, Bucket, ContextBucket, UpkeepBucket
-from xlaserve.buckets.layout import TOKENS_AT, Header, mask_width, table_at
+from xlaserve.buckets.layout import TOKENS_AT, Header, mask_width
 from xlaserve.engine.batch import Batch, Mask, empty_batch
 from xlaserve.engine.seating import empty_seating, seating
 from xlaserve.engine.sequence import Sequence
@@ -141,10 +141,11 @@ class Runner:
         batches = {bucket: empty_batch(bucket, self._spare_slot) for bucket in self._buckets}
         for bucket, batch in batches.items():
             # Different tokens: of the same one, a mixture of experts would read a few of its weights only.
-            ids = np.arange(bucket.tokens, dtype=np.int32).reshape(bucket.rows, -1) % self._vocab_size
+            share = bucket.share if isinstance(bucket, ContextBucket) else 1
+            ids = np.arange(bucket.rows * share, dtype=np.int32).reshape(bucket.rows, share) % self._vocab_size
             if isinstance(bucket, ContextBucket):
-                batch[:, Header.LENGTH] = bucket.length
-                batch[:, TOKENS_AT : table_at(bucket)] = ids
+                batch[:, Header.LENGTH] = share
+                batch[:, TOKENS_AT : TOKENS_AT + share] = ids
             else:
                 batch[:, Header.LENGTH] = 1
                 batch[:, Header.TOKEN] = ids[:, 0] + 1

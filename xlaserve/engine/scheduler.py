@@ -128,7 +128,8 @@ class Scheduler:
         generate = self._schedule_generate()
         budget = self._budget - (len(generate.sequences) if generate else 0)
         generating = generate.sequences if generate else ()
-        context = self._schedule_context(budget, generating, admit=self.preemptions == preemptions)
+        beside = self._ladder.cost(generate.bucket) if generate else 0
+        context = self._schedule_context(budget, beside, generating, admit=self.preemptions == preemptions)
         if context is not None:
             for chunk in context.chunks:
                 self._publish(chunk.sequence)
@@ -256,7 +257,7 @@ class Scheduler:
         width = self._pool.blocks_for(max(starts) + 1)
         return GenerateStep(self._ladder.pick_generate(len(chosen), width), tuple(chosen), tuple(starts))
 
-    def _schedule_context(self, budget: int, generating: Sequences[Sequence], *, admit: bool) -> ContextStep | None:
+    def _schedule_context(self, budget: int, beside: int, generating: Sequences[Sequence], *, admit: bool) -> ContextStep | None:
         queue = [s for s in self.running if not s.resident]
         starts = [s.num_computed for s in queue]
         started = len(queue)
@@ -266,7 +267,7 @@ class Scheduler:
             starts.append(len(shared) * self._pool.block_size)
         if not queue:
             return None
-        choice = self._ladder.pick_context([s.num_known - start for s, start in zip(queue, starts, strict=True)], starts, budget)
+        choice = self._ladder.pick_context([s.num_known - start for s, start in zip(queue, starts, strict=True)], starts, budget, beside)
         if choice is None:
             return None
         chunks: list[Chunk] = []

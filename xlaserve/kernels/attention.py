@@ -37,7 +37,9 @@ def paged_attention(
     """Write the rows' new keys and values into their blocks, then attend. Donated caches are updated in place.
 
     Args:
-        qkv: float32 or bfloat16 `[S, L, (heads + 2 * kv_heads) * head_dim]`, the heads of queries, then of keys, then of values.
+        qkv: float32 or bfloat16 `[S, L, (heads + 2 * kv_heads) * head_dim]`, the heads of queries, then of keys, then of values. Or
+            `[1, L, ...]`, likewise `cos`, `sin`, `positions` and the result: then the rows share L places, their tokens one row's
+            after another's.
         cos, sin: float32 `[S, L, head_dim / 2]`, the rotation at each token's position.
         keys, values: `[num_blocks, kv_heads, block_size, head_dim]` of `qkv`'s type; head_dim is a multiple of 8.
         block_tables: int32 `[S, P]`, the blocks of each row's sequence.

@@ -5,7 +5,6 @@ does to the cache. Places of a step that hold no token cost nothing.
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.sharding import NamedSharding
 
@@ -30,11 +29,13 @@ class KernelOperations:
     Args:
         cache: the cache of the step, which `attention` reads and writes layer after layer.
         lengths: int32 `[S]`, how many places of each row hold a token. None where every place counts.
+        sequences: int32, how many tokens there are of each sequence: as `lengths`, unless all share one row of places.
     """
 
-    def __init__(self, cache: PagedKV, lengths: Array | None) -> None:
+    def __init__(self, cache: PagedKV, lengths: Array | None, sequences: Array) -> None:
         self._cache = cache
         self._lengths = lengths
+        self._sequences = sequences
         self._plain = XlaOperations(cache.attend)
 
     def linear(
@@ -66,7 +67,6 @@ class KernelOperations:
     def attention(self, config: ModelConfig, layer: int, qkv: Array, positions: Array, q_norm: Norm | None, k_norm: Norm | None) -> Array:
         """See `Operations`."""
         own, step = config.layers[layer], self._cache.step
-        lengths = jnp.full(positions.shape[:1], positions.shape[1], jnp.int32) if self._lengths is None else self._lengths
         cos, sin = (angle[:, :, 0] for angle in rotary(positions, own.rope, config.head_dim))
         out, keys, values = paged_attention(
             qkv,
@@ -75,7 +75,7 @@ class KernelOperations:
             *self._cache.layers[layer],
             step.block_tables,
             positions,
-            lengths,
+            self._sequences,
             q_norm=None if q_norm is None else q_norm.weight,
             k_norm=None if k_norm is None else k_norm.weight,
             heads=config.num_heads,

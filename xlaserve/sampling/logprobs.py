@@ -46,7 +46,7 @@ def score_places(hidden: Array, tokens: Array, wanted: Array, head: Callable[[Ar
     Args:
         hidden: `[S, L, hidden]`, the model's hidden states.
         tokens: int32 `[S, L]`, the tokens that follow the places.
-        wanted: int32 `[S]`, as for `score`.
+        wanted: int32, of each sequence, as for `score`.
         head: makes logits `[PLACES_AT_ONCE, V]` of hidden states.
         kind: as for `score`.
 

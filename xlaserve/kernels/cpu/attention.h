@@ -184,7 +184,7 @@ class PagedAttention {
     // With few spans, segments are tasks of their own.
     split_ = spans * a_.kv_heads < 8 * pool.threads() && segments > spans;
     alone_ = a_.length == 1;
-    const int64_t queries = alone_ ? 0 : DividedUp(a_.rows * a_.length * a_.heads * dim_, 16) * 16;
+    const int64_t queries = alone_ ? 0 : DividedUp(a_.places * a_.heads * dim_, 16) * 16;
     const int64_t partials = split_ ? segments * a_.kv_heads * PartialFloats() : 0;
     const CallBuffer buffer((queries + partials) * sizeof(float) + spans * sizeof(Span) + spans * a_.kv_heads * sizeof(std::atomic<int32_t>));
     if (buffer.data() == nullptr) return false;
@@ -214,11 +214,15 @@ class PagedAttention {
         if (a_.lengths[row] == 0) ClearOut(row, 0);
       }
     } else {
-      constexpr int64_t kTokens = 16;
-      const int64_t parts = DividedUp(a_.length, kTokens);
-      pool.Run(a_.rows * parts, [&](int64_t part) {
-        const int64_t row = part / parts, first = part % parts * kTokens;
-        for (int64_t token = first; token < std::min(first + kTokens, a_.length); ++token) Prepare(row, token);
+      constexpr int64_t kPlaces = 16;
+      pool.Run(DividedUp(a_.places, kPlaces), [&](int64_t part) {
+        const int64_t first = part * kPlaces;
+        // Rows without tokens begin where the next one does: the last of them is taken.
+        int64_t row = std::upper_bound(a_.first, a_.first + a_.rows, first) - a_.first - 1;
+        for (int64_t place = first; place < std::min(first + kPlaces, a_.places); ++place) {
+          while (row + 1 < a_.rows && a_.first[row + 1] <= place) ++row;
+          Prepare(row, place - a_.first[row]);
+        }
       });
     }
     pool.Run(tasks, [&](int64_t task) {
@@ -254,7 +258,7 @@ class PagedAttention {
     return {at + task_rows_ * stride_, at + task_rows_ * (stride_ + 1), at};
   }
 
-  int64_t Position(int64_t row, int64_t token) const { return a_.positions[row * a_.length + token]; }
+  int64_t Position(int64_t row, int64_t token) const { return a_.positions[a_.first[row] + token]; }
 
   // The first key that a query at this position sees.
   int64_t FirstSeen(int64_t position) const { return a_.window == 0 ? 0 : std::max<int64_t>(0, position - a_.window + 1); }
@@ -272,10 +276,10 @@ class PagedAttention {
   }
 
   const T* Projected(int64_t row, int64_t token, int64_t head) const {
-    return qkv_ + ((row * a_.length + token) * (a_.heads + 2 * a_.kv_heads) + head) * dim_;
+    return qkv_ + ((a_.first[row] + token) * (a_.heads + 2 * a_.kv_heads) + head) * dim_;
   }
 
-  T* OutAt(int64_t row, int64_t token, int64_t head) const { return out_ + ((row * a_.length + token) * a_.heads + head) * dim_; }
+  T* OutAt(int64_t row, int64_t token, int64_t head) const { return out_ + ((a_.first[row] + token) * a_.heads + head) * dim_; }
 
   void ClearOut(int64_t row, int64_t token) const { std::memset(static_cast<void*>(OutAt(row, token, 0)), 0, a_.heads * dim_ * sizeof(T)); }
 
@@ -283,8 +287,8 @@ class PagedAttention {
   template <typename To>
   void NormAndRotate(const T* x, const void* norm, int64_t row, int64_t token, float scale, To* to) const {
     const int64_t half = dim_ / 2;
-    const float* const cos = a_.cos + (row * a_.length + token) * half;
-    const float* const sin = a_.sin + (row * a_.length + token) * half;
+    const float* const cos = a_.cos + (a_.first[row] + token) * half;
+    const float* const sin = a_.sin + (a_.first[row] + token) * half;
     const T* const weight = static_cast<const T*>(norm);
     Floats inverse = Zero();
     if (weight != nullptr) {
@@ -323,9 +327,9 @@ class PagedAttention {
     std::memcpy(values_ + place, Projected(row, token, a_.heads + a_.kv_heads + head), dim_ * sizeof(T));
   }
 
-  // Where the queries of a group are, [L, group, D].
+  // Where the queries of a group are, [N, group, D] for each key head.
   float* QueriesAt(int64_t row, int64_t head, int64_t token) const {
-    return queries_ + ((row * a_.kv_heads + head) * a_.length + token) * group_ * dim_;
+    return queries_ + (head * a_.places + a_.first[row] + token) * group_ * dim_;
   }
 
   void Prepare(int64_t row, int64_t token) const {

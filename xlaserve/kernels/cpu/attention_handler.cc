@@ -1,8 +1,10 @@
 // The custom call `xlaserve_attention`: checks what XLA hands over and computes.
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "attention_args.h"
 #include "isa.h"
@@ -39,7 +41,8 @@ ffi::Error CheckRows(const AttentionArgs& a, int64_t blocks) {
     const int64_t length = a.lengths[row];
     if (length < 0 || length > a.length) return Wrong("lengths", "has " + std::to_string(length) + " for rows of " + std::to_string(a.length));
     if (length == 0) continue;
-    const int32_t* const positions = a.positions + row * a.length;
+    if (a.first[row] + length > a.places) return Wrong("lengths", "has more than " + std::to_string(a.places) + " in all");
+    const int32_t* const positions = a.positions + a.first[row];
     const int64_t last = positions[length - 1];
     if (positions[0] < 0 || last >= a.width * a.block_size) {
       return Wrong("positions", "has " + std::to_string(last) + " for tables of " + std::to_string(a.width) + " blocks");
@@ -68,7 +71,9 @@ ffi::Error Attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cos, ffi::AnyBuffer sin,
   if (qkv.dimensions().size() != 3) return Wrong("qkv", "is " + Shape(qkv.dimensions()) + ", not [rows, length, numbers]");
   if (keys.dimensions().size() != 4) return Wrong("keys", "is " + Shape(keys.dimensions()) + ", not [blocks, kv_heads, block_size, head_dim]");
   if (block_tables.dimensions().size() != 2) return Wrong("block_tables", "is " + Shape(block_tables.dimensions()) + ", not [rows, blocks]");
-  const int64_t rows = qkv.dimensions()[0], length = qkv.dimensions()[1], width = block_tables.dimensions()[1];
+  // One row of places for several sequences is shared by them: their tokens follow one another.
+  const int64_t lines = qkv.dimensions()[0], length = qkv.dimensions()[1];
+  const int64_t rows = lines == 1 ? block_tables.dimensions()[0] : lines, width = block_tables.dimensions()[1];
   const int64_t blocks = keys.dimensions()[0], kv_heads = keys.dimensions()[1], size = keys.dimensions()[2], dim = keys.dimensions()[3];
   if (size < 1 || (size & (size - 1)) != 0) return Wrong("keys", "has blocks of " + std::to_string(size) + ", which is no power of two");
   if (dim < 8 || dim % 8 != 0) return Wrong("keys", "has heads of " + std::to_string(dim) + " numbers, which is no multiple of 8");
@@ -78,26 +83,32 @@ ffi::Error Attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cos, ffi::AnyBuffer sin,
   if (window < 0) return Wrong("window", "is " + std::to_string(window));
   const int64_t norm = q_norm.element_count() == 0 ? 0 : dim;
   for (const ffi::Error& error : {
-           CheckBuffer("qkv", qkv, type, {rows, length, (heads + 2 * kv_heads) * dim}),
-           CheckBuffer("cos", cos, ffi::F32, {rows, length, dim / 2}),
-           CheckBuffer("sin", sin, ffi::F32, {rows, length, dim / 2}),
+           CheckBuffer("qkv", qkv, type, {lines, length, (heads + 2 * kv_heads) * dim}),
+           CheckBuffer("cos", cos, ffi::F32, {lines, length, dim / 2}),
+           CheckBuffer("sin", sin, ffi::F32, {lines, length, dim / 2}),
            CheckBuffer("keys", keys, type, {blocks, kv_heads, size, dim}),
            CheckBuffer("values", values, type, {blocks, kv_heads, size, dim}),
            CheckBuffer("block_tables", block_tables, ffi::S32, {rows, width}),
-           CheckBuffer("positions", positions, ffi::S32, {rows, length}),
+           CheckBuffer("positions", positions, ffi::S32, {lines, length}),
            CheckBuffer("lengths", lengths, ffi::S32, {rows}),
            CheckBuffer("q_norm", q_norm, type, {norm}),
            CheckBuffer("k_norm", k_norm, type, {norm}),
-           CheckBuffer("out", *out, type, {rows, length, heads * dim}),
+           CheckBuffer("out", *out, type, {lines, length, heads * dim}),
        }) {
     if (error.failure()) return error;
   }
   if (new_keys->untyped_data() != keys.untyped_data() || new_values->untyped_data() != values.untyped_data()) {
     return Wrong("keys", "and values are to be updated in place, but results are elsewhere");
   }
+  std::vector<int64_t> first(rows);
+  for (int64_t row = 0, place = 0; row < rows; ++row) {
+    first[row] = place;
+    place += rows == lines ? length : std::max<int64_t>(0, lengths.typed_data<int32_t>()[row]);
+  }
   const AttentionArgs args{
       .bf16 = type == ffi::BF16,
       .rows = rows,
+      .places = lines * length,
       .length = length,
       .heads = heads,
       .kv_heads = kv_heads,
@@ -112,6 +123,7 @@ ffi::Error Attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cos, ffi::AnyBuffer sin,
       .block_tables = block_tables.typed_data<int32_t>(),
       .positions = positions.typed_data<int32_t>(),
       .lengths = lengths.typed_data<int32_t>(),
+      .first = first.data(),
       .q_norm = norm == 0 ? nullptr : q_norm.untyped_data(),
       .k_norm = norm == 0 ? nullptr : k_norm.untyped_data(),
       .out = out->untyped_data(),
