@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.conftest import TINY_ENGINE
@@ -15,6 +17,7 @@ from xlaserve import LLM, RequestOutput, SamplingParams
 from xlaserve.engine.core import EngineCore
 from xlaserve.engine.watchdog import Watchdog
 from xlaserve.errors import EngineStateError, OverloadedError
+from xlaserve.models.host_memory import HostMemory
 from xlaserve.platforms.cpu import CPUPlatform
 
 Tiny = Callable[[str], Path]
@@ -245,12 +248,25 @@ def test_llm_sleeps_and_wakes(model: str, caplog: pytest.LogCaptureFixture, monk
     trims: list[CPUPlatform] = []
     trim = CPUPlatform.trim
     monkeypatch.setattr(CPUPlatform, "trim", lambda self: trims.append(self) or trim(self))
+    memory: list[weakref.ref[Any]] = []
+    empty = HostMemory.empty
+
+    def record(self: HostMemory, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> np.ndarray:
+        array = empty(self, shape, dtype)
+        memory.append(weakref.ref(array.base))
+        return array
+
+    monkeypatch.setattr(HostMemory, "empty", record)
     prompt = [9 + i for i in range(40)]
     params = [SHORT, SamplingParams(temperature=0.0, max_tokens=5, logprobs=4), MANNERS["penalties"]]
     with LLM(model, **TINY_ENGINE) as llm:
         before = [llm.generate(prompt, p)[0] for p in params]
         assert before[2].num_cached_tokens == 32
-        one, two = llm.sleep(), llm.sleep(2)
+        one = llm.sleep()
+        assert memory
+        assert all(held() is not None for held in memory)
+        two = llm.sleep(2)
+        assert all(held() is None for held in memory), "the weights' memory itself is given back, not only JAX's names for it"
         assert (one > 0, two > 0, llm.sleep(2)) == (True, True, 0)
         assert len(trims) == 3, "freed memory is offered to the machine"
         assert llm.is_sleeping
@@ -258,6 +274,7 @@ def test_llm_sleeps_and_wakes(model: str, caplog: pytest.LogCaptureFixture, monk
             with pytest.raises(EngineStateError, match="sleeps"):
                 request()
         llm.wake()
+        assert [held() is not None for held in memory] == [False] * (len(memory) // 2) + [True] * (len(memory) // 2), "read again"
         assert not llm.is_sleeping
         after = [llm.generate(prompt, p)[0] for p in params]
         assert after[0].num_cached_tokens == 0, "the KV of what was computed before is gone"

@@ -6,11 +6,12 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xlaserve.sampling.params import GREEDY_EPSILON
-from xlaserve.sampling.sampler import SamplingRows, gumbel, sample
+from xlaserve.sampling.params import GREEDY_EPSILON, MASKED
+from xlaserve.sampling.sampler import SamplingRows, argmax, gumbel, sample
 
 VOCAB = 64
 BANNED = 24
@@ -351,3 +352,13 @@ def test_only_tokens_whose_bits_are_set(vocab: int, branches: bool) -> None:
         assert drawn[3] == np.where(allowed[3], logits[3], -np.inf).argmax()
     free = rows._replace(structured=np.zeros(6, bool), mask=np.full_like(mask, -1))
     assert draw(logits, free, branches)[1] == logits[1].argmax()
+
+
+@pytest.mark.parametrize("width", [2, 255, 256, 272, 512, 4096])
+def test_argmax_is_the_first_of_equals_in_pieces_or_not(width: int) -> None:
+    rng = np.random.default_rng(width)
+    x = rng.integers(0, 9, (6, width)).astype(np.float32)
+    x[1] = MASKED
+    x[2, -1] = 100
+    x[3, :] = 7
+    assert np.array_equal(argmax(jnp.asarray(x)), x.argmax(axis=1))

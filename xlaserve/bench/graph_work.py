@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
+from xlaserve.kernels.panels import matrix_shape
 from xlaserve.models.config import ModelConfig
 
 _LOGIT_BYTES = 4
@@ -90,21 +91,21 @@ def graph_work(model: ModelConfig, parameters: Mapping[str, Stored], kv_itemsize
     tokens = sum(row.length for row in rows)
     weight_bytes = linear_flops = 0
     for name, stored in parameters.items():
-        matrix = len(stored.shape) == 2
+        shape = matrix_shape(stored.shape)
         if name.endswith("embed_tokens.weight"):
-            weight_bytes += tokens * stored.shape[1] * stored.itemsize
+            weight_bytes += tokens * shape[1] * stored.itemsize
             if not model.tie_embeddings:
                 continue
         # Logits are made for one token of each row, whatever else the row computes.
         makes_logits = name.endswith("embed_tokens.weight") or name.startswith("lm_head.")
-        if len(stored.shape) == 3 and model.experts is not None:
+        if len(shape) == 3 and model.experts is not None:
             share = model.experts.per_token / model.experts.count
             weight_bytes += round(stored.bytes * (1 - (1 - share) ** tokens))
             linear_flops += 2 * prod(stored.shape) // model.experts.count * model.experts.per_token * tokens
             continue
         weight_bytes += stored.bytes
-        if matrix:
-            linear_flops += 2 * prod(stored.shape) * (len(rows) if makes_logits else tokens)
+        if len(shape) == 2:
+            linear_flops += 2 * prod(shape) * (len(rows) if makes_logits else tokens)
     number = 2 * model.num_kv_heads * model.head_dim * kv_itemsize
     windows = [layer.window for layer in model.layers]
     read = sum(min(row.start, row.start if window is None else window - 1) for window in windows for row in rows)

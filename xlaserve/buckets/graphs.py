@@ -33,7 +33,7 @@ from xlaserve.paged.kernel_operations import KernelOperations
 from xlaserve.platforms.mesh import AXIS, on_each_device, part, sharding, spread
 from xlaserve.platforms.platform import Device, ExpertsKind, TopKKind
 from xlaserve.sampling.logprobs import score, score_places
-from xlaserve.sampling.sampler import SamplingRows, sample
+from xlaserve.sampling.sampler import SamplingRows, argmax, sample
 from xlaserve.sampling.scores import SCORE_WIDTH
 from xlaserve.sampling.slot_state import AdjustmentRows, SlotState, adjust, advance, seat, state_shapes
 
@@ -91,7 +91,8 @@ class GraphSpec:
     @property
     def share(self) -> ModelConfig:
         """The model as one device has it."""
-        return replace(self.model.shard(self.tensor_parallel_size), quantization=self.quantization)
+        panels = self.kernels != "none" and self.tensor_parallel_size == 1
+        return replace(self.model.shard(self.tensor_parallel_size), quantization=self.quantization, panels=panels)
 
     def whole(self, tree: Any) -> Any:
         """Descriptions of arrays that every device has whole."""
@@ -142,8 +143,7 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
 
         last = jnp.take_along_axis(hidden, length[:, None, None] - 1, axis=1, mode="promise_in_bounds")[:, 0]
         logits = head(last, operations)
-        adjusted = adjust(logits, state, slot, _adjustment(batch), branches=spec.branches)
-        sampled = sample(adjusted, _sampling(batch, mask), branches=spec.branches)
+        sampled = _choose(spec, logits, state, slot, _adjustment(batch), _sampling(batch, mask))
         scores = score(logits, sampled, batch[:, Header.LOGPROBS], branches=spec.branches, kind=spec.top_k)
         prompt_scores = None
         if scores_prompts(spec, bucket):
@@ -156,6 +156,17 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
 
     step.__name__ = bucket.name.replace("-", "_")
     return step
+
+
+def _choose(spec: GraphSpec, logits: Array, state: SlotState, slot: Array, changes: AdjustmentRows, rows: SamplingRows) -> Array:
+    """The token of each row. Where all rows want the most likely one, nothing stands between it and the logits: a conditional that may
+    change logits copies them where it does not.
+    """
+
+    def chosen() -> Array:
+        return sample(adjust(logits, state, slot, changes, branches=spec.branches), rows, branches=spec.branches)
+
+    return jax.lax.cond(jnp.any(changes.wanted | rows.wanted), chosen, lambda: argmax(logits)) if spec.branches else chosen()
 
 
 def _operations(spec: GraphSpec, cache: PagedKV, lengths: Array | None) -> Operations:

@@ -1,8 +1,7 @@
 """The product of a linear layer as one call of the CPU kernels, with what stands around it in a decoder layer: the norm before it, the
 gated activation, bias and residual after it.
 
-A row's result does not depend on the rows beside it, nor on the number of threads, to the last bit. The one exception: float32 products of
-`MANY_ROWS` rows or more with AVX-512 have another order of additions than those of fewer, a tenth faster.
+A row's result does not depend on the rows beside it, nor on the number of threads, to the last bit.
 """
 
 from __future__ import annotations
@@ -14,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from xlaserve.kernels.panels import matrix_shape
+
 LINEAR = "xlaserve_linear"
 """Name of the custom call."""
-
-MANY_ROWS = 64
-"""Rows from which on float32 products are computed another way; cpu/linear.h has the same number."""
 
 ACTIVATIONS = (None, "silu", "gelu_tanh", "gelu")
 """By the numbers that the kernel has for them."""
@@ -42,8 +40,8 @@ def linear(
 
     Args:
         x: float32 or bfloat16 `[..., inputs]`.
-        weight: `[outputs, inputs]` of the type of `x`; or int8, and x is multiplied as 16-bit numbers, as
-            `xlaserve.models.quantization.project` defines it.
+        weight: `[outputs, inputs]` or panels of it (`xlaserve.kernels.panels`), of the type of `x`; or int8, and x is multiplied as 16-bit
+            numbers, as `xlaserve.models.quantization.project` defines it.
         scale: float32 `[outputs]` of int8 weights.
         lengths: int32 `[S]`: x is `[S, L, inputs]`, or `[S, inputs]` with L of 1, and of each row so many places are real. Results of the
             others are 0 and cost nothing.
@@ -55,7 +53,7 @@ def linear(
 
     Returns: `[..., outputs]`, half of that if gated.
     """
-    width = weight.shape[0] // (1 if activation is None else 2)
+    width = matrix_shape(weight.shape)[0] // (1 if activation is None else 2)
 
     def given(array: Array | None, otherwise: Any) -> Array:
         return jnp.zeros((0,), otherwise) if array is None else array

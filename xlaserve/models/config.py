@@ -99,6 +99,7 @@ class ModelConfig:
         dense_layers: layers that have the MLP even so.
         shards: devices that the model is split over; where there are several, heads and MLP width are what one of them has.
         quantization: how weights of products and embeddings are kept; None for the model's dtype.
+        panels: whether weights of products lie in panels, as the CPU kernels read them (`xlaserve.kernels.panels`).
     """
 
     family: str
@@ -127,6 +128,7 @@ class ModelConfig:
     dense_layers: tuple[int, ...] = ()
     shards: int = 1
     quantization: Quantization | None = None
+    panels: bool = False
 
     @property
     def num_layers(self) -> int:

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from xlaserve.models.config import ModelConfig
 from xlaserve.models.experts import ExpertMLP
-from xlaserve.models.layers import Attention, Embedding, GatedMLP, Linear, RMSNorm
+from xlaserve.models.layers import Attention, Embedding, GatedMLP, RMSNorm, layer_of
 from xlaserve.models.operations import Norm, Operations, XlaOperations, normalize
 from xlaserve.platforms.mesh import concatenated, spread, with_axis
 from xlaserve.platforms.platform import ExpertsKind, TopKKind
@@ -62,7 +62,7 @@ class Backbone(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.embed_tokens = Embedding(c.vocab_rows, c.hidden_size, self.dtype, c.shards, c.quantization)
+        self.embed_tokens = Embedding(c.vocab_rows, c.hidden_size, self.dtype, c.shards, c.quantization, c.panels and c.tie_embeddings)
         self.blocks = [DecoderLayer(c, i, self.dtype, self.top_k, self.experts, name=f"layers.{i}") for i in range(c.num_layers)]
         self.norm = RMSNorm(c.hidden_size, c.norm_eps, c.unit_offset_norm, self.dtype)
 
@@ -112,7 +112,7 @@ class CausalLM(nn.Module):
         self.model = Backbone(self.config, self.dtype, self.top_k, self.experts)
         if not self.config.tie_embeddings:
             c = self.config
-            self.lm_head = Linear(c.hidden_size, c.vocab_rows, False, self.dtype, c.shards, False, c.quantization)
+            self.lm_head = layer_of(c, self.dtype, c.hidden_size, c.vocab_rows, use_bias=False)
 
     def __call__(self, operations: Operations, tokens: Array, positions: Array, rows: Array | None = None) -> Array:
         x = self.hidden(operations, tokens, positions)

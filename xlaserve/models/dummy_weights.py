@@ -20,6 +20,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import PartitionSpec
 
+from xlaserve.kernels.panels import matrix_shape
 from xlaserve.models.config import ModelConfig
 from xlaserve.models.layers import FIRST_ROW, SCALE, Rows, checkpoint_rows, rows_key
 from xlaserve.models.quantization import WEIGHT_STEPS
@@ -81,11 +82,11 @@ class DummyWeights:
         whole = whole_rows(array, len(self._devices))
         rows = tuple(self._rows.get(rows_key(tensor), whole) for tensor in tensors)
         shape = part_shape(array)
-        columns = 1 if len(shape) == 1 else array.shape[-1]
+        columns = 1 if len(shape) == 1 else matrix_shape(array.shape)[-1]
         center, deviation = self._spread(name, array.dtype, columns)
         recipe = _Recipe(shape, np.dtype(array.dtype), rows, columns, center, deviation)
         # For each device: the first column, then the first row and the seed of each tensor.
-        width = 0 if shape[-1] == columns else shape[-1]
+        width = 0 if matrix_shape(shape)[-1] == columns else shape[-1]
         table = [
             [shard * width, *(n for r, t in zip(rows, tensors, strict=True) for n in (r.of(shard).start, _seed(t)))] for shard in shards
         ]
@@ -100,7 +101,7 @@ class DummyWeights:
         """Mean and standard deviation of a parameter."""
         *_, module, leaf = name.split(".")
         if leaf == SCALE:
-            return math.sqrt(3 / self._parameters[name.removesuffix("_scale")].shape[-1]) / WEIGHT_STEPS, 0.0
+            return math.sqrt(3 / matrix_shape(self._parameters[name.removesuffix("_scale")].shape)[-1]) / WEIGHT_STEPS, 0.0
         if dtype == np.int8:
             return 0.0, WEIGHT_STEPS / math.sqrt(3)
         if leaf == "bias":
@@ -113,18 +114,22 @@ class DummyWeights:
 def _numbers(recipe: _Recipe, places: Array) -> Array:
     """A device's part of a parameter; rows beyond the end of a tensor are 0."""
     dimensions = len(recipe.shape)
-    place = jax.lax.broadcasted_iota(jnp.uint32, recipe.shape, max(0, dimensions - 2))
+    counted = partial(jax.lax.broadcasted_iota, jnp.uint32, recipe.shape)
+    place, column = counted(max(0, dimensions - 2)), counted(dimensions - 1)
+    if dimensions == 4:
+        _, _, outputs, together = recipe.shape
+        place, column = counted(0) * jnp.uint32(outputs) + place, counted(1) * jnp.uint32(together) + column
     row, seed, beyond = place, jnp.uint32(0), jnp.bool_(False)
     begin = 0
     for index, tensor in enumerate(recipe.rows):
         here = place >= begin
         own = place - jnp.uint32(begin) + places[2 * index + 1]
         if dimensions == 3:
-            own += jax.lax.broadcasted_iota(jnp.uint32, recipe.shape, 0) * jnp.uint32(tensor.total)
+            own += counted(0) * jnp.uint32(tensor.total)
         row, seed = jnp.where(here, own, row), jnp.where(here, places[2 * index + 2], seed)
-        beyond = jnp.where(here, own >= tensor.total, beyond) if dimensions < 3 else beyond
+        beyond = jnp.where(here, own >= tensor.total, beyond) if dimensions != 3 else beyond
         begin += tensor.held
-    column = jax.lax.broadcasted_iota(jnp.uint32, recipe.shape, dimensions - 1) + places[0] if dimensions > 1 else jnp.uint32(0)
+    column = column + places[0] if dimensions > 1 else jnp.uint32(0)
     bits = mix(mix(row * jnp.uint32(recipe.columns) + column + mix(seed)) + seed)
     # Evenly spread between -1 and 1, where the standard deviation is the root of 1/3.
     even = (bits >> 8).astype(jnp.float32) * jnp.float32(2**-23) - 1.0

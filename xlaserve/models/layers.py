@@ -1,8 +1,9 @@
 """Layers shared by all families, as Flax Linen modules without state. Parameters are named as in Hugging Face checkpoints.
 
 Activations are `[S, L, D]`: S rows (sequences) of L tokens. Weights keep the checkpoint's `[out, in]` orientation, which XLA:CPU
-reads at memory speed for single rows. Query, key and value, and gate and up, are one parameter each (`FUSED`), because every
-argument of a compiled graph costs dispatch time and every matrix product costs a launch.
+reads at memory speed for single rows; for the CPU kernels they lie in panels (`xlaserve.kernels.panels`). Query, key and value, and gate
+and up, are one parameter each (`FUSED`), because every argument of a compiled graph costs dispatch time and every matrix product costs a
+launch.
 
 Where a model is split over devices (`ModelConfig.shards`), layers compute one device's part: its heads, its share of the MLP's width, its
 rows of the vocabulary. Attention and MLP then end with one sum over the devices, and activations between layers are whole on each of them.
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from xlaserve.kernels.panels import panel_shape, take_rows
 from xlaserve.models.config import ModelConfig, Quantization
 from xlaserve.models.operations import Norm, Operations, Weights
 from xlaserve.models.quantization import dequantize
@@ -90,9 +92,14 @@ def split(shards: int, *names: str | None) -> Callable[..., Any]:
     return zeros if shards == 1 else nn.with_partitioning(zeros, names)
 
 
+def weight_shape(outputs: int, inputs: int, dtype: DTypeLike, panels: bool) -> tuple[int, ...]:
+    """`[outputs, inputs]`, or panels of that if they are wanted and the numbers divide into some."""
+    return panel_shape(outputs, inputs, jnp.dtype(dtype).itemsize) if panels else (outputs, inputs)
+
+
 class Linear(nn.Module):
-    """A linear layer, weight `[out, in]`. Each of `shards` devices has some of the outputs; with `sums`, some of the inputs, and the
-    devices' products are added up.
+    """A linear layer, weight `[out, in]` or panels of it. Each of `shards` devices has some of the outputs; with `sums`, some of the
+    inputs, and the devices' products are added up.
     """
 
     inputs: int
@@ -102,21 +109,28 @@ class Linear(nn.Module):
     shards: int = 1
     sums: bool = False
     quantization: Quantization | None = None
+    panels: bool = False
 
     @nn.compact
     def __call__(self, operations: Operations, x: Array, **around: Any) -> Array:
         """`Operations.linear` with this layer's weights."""
         names = (None, AXIS) if self.sums else (AXIS, None)
-        shape = (self.features, self.inputs)
+        kept = self.dtype if self.quantization is None else jnp.int8
+        weight = self.param("weight", split(self.shards, *names), weight_shape(self.features, self.inputs, kept, self.panels), kept)
         scale = bias = None
-        if self.quantization is None:
-            weight = self.param("weight", split(self.shards, *names), shape, self.dtype)
-        else:
-            weight = self.param("weight", split(self.shards, *names), shape, jnp.int8)
-            scale = self.param(SCALE, split(self.shards, names[0]), shape[:1], jnp.float32)
+        if self.quantization is not None:
+            scale = self.param(SCALE, split(self.shards, names[0]), (self.features,), jnp.float32)
         if self.use_bias:
-            bias = self.param("bias", split(self.shards, names[0]), shape[:1], self.dtype)
+            bias = self.param("bias", split(self.shards, names[0]), (self.features,), self.dtype)
         return operations.linear(x, Weights(weight, scale, bias), shards=self.shards if self.sums else 1, **around)
+
+
+def layer_of(
+    config: ModelConfig, dtype: DTypeLike, inputs: int, features: int, use_bias: bool, *, sums: bool = False, name: str | None = None
+) -> Linear:
+    """A linear layer as the model has them."""
+    c = config
+    return Linear(inputs, features, use_bias, dtype, c.shards, sums, c.quantization, c.panels, name=name)
 
 
 class RMSNorm(nn.Module):
@@ -145,10 +159,12 @@ class Embedding(nn.Module):
     dtype: Any
     shards: int = 1
     quantization: Quantization | None = None
+    panels: bool = False
 
     def setup(self) -> None:
         kept = self.dtype if self.quantization is None else jnp.int8
-        self.weight = self.param("weight", split(self.shards, AXIS, None), (self.rows, self.hidden_size), kept)
+        shape = weight_shape(self.rows, self.hidden_size, kept, self.panels)
+        self.weight = self.param("weight", split(self.shards, AXIS, None), shape, kept)
         self.scale = None if self.quantization is None else self.param(SCALE, split(self.shards, AXIS), (self.rows,), jnp.float32)
         if self.shards > 1:
             self.first_row = self.param(FIRST_ROW, split(self.shards, AXIS), (1,), jnp.int32)
@@ -165,7 +181,8 @@ class Embedding(nn.Module):
         return operations.linear(x, Weights(self.weight, self.scale), norm=norm)
 
     def _row(self, at: Array) -> Array:
-        found = self.weight.at[at].get(mode="promise_in_bounds")
+        in_panels = self.weight.ndim > 2
+        found = take_rows(self.weight, at) if in_panels else self.weight.at[at].get(mode="promise_in_bounds")
         return found if self.scale is None else dequantize(found, self.scale.at[at].get(mode="promise_in_bounds"), self.dtype)
 
 
@@ -179,9 +196,9 @@ class GatedMLP(nn.Module):
     def __call__(self, operations: Operations, x: Array, norm: Norm, residual: Array | None) -> Array:
         """The norm comes before it, and the residual is added to what it gives."""
         c = self.config
-        widen = Linear(c.hidden_size, 2 * c.intermediate_size, c.mlp_bias, self.dtype, c.shards, False, c.quantization, name="gate_up_proj")
+        widen = layer_of(c, self.dtype, c.hidden_size, 2 * c.intermediate_size, c.mlp_bias, name="gate_up_proj")
         gated = widen(operations, x, norm=norm, activation=c.activation)
-        narrow = Linear(c.intermediate_size, c.hidden_size, c.mlp_bias, self.dtype, c.shards, True, c.quantization, name="down_proj")
+        narrow = layer_of(c, self.dtype, c.intermediate_size, c.hidden_size, c.mlp_bias, sums=True, name="down_proj")
         return narrow(operations, gated, residual=residual)
 
 
@@ -197,11 +214,11 @@ class Attention(nn.Module):
         """The norm comes before it, and the residual is added to what it gives."""
         c = self.config
         width = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
-        project = Linear(c.hidden_size, width, c.qkv_bias, self.dtype, c.shards, False, c.quantization, name="qkv_proj")
+        project = layer_of(c, self.dtype, c.hidden_size, width, c.qkv_bias, name="qkv_proj")
         q_norm = k_norm = None
         if c.qk_norm:
             q_norm = RMSNorm(c.head_dim, c.norm_eps, c.unit_offset_norm, self.dtype, name="q_norm")()
             k_norm = RMSNorm(c.head_dim, c.norm_eps, c.unit_offset_norm, self.dtype, name="k_norm")()
         out = operations.attention(c, self.layer, project(operations, x, norm=norm), positions, q_norm, k_norm)
-        gather = Linear(c.num_heads * c.head_dim, c.hidden_size, c.output_bias, self.dtype, c.shards, True, c.quantization, name="o_proj")
+        gather = layer_of(c, self.dtype, c.num_heads * c.head_dim, c.hidden_size, c.output_bias, sums=True, name="o_proj")
         return gather(operations, out, residual=residual)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from xlaserve.kernels.panels import as_matrix
 from xlaserve.models.config import Activation, ModelConfig
 from xlaserve.models.quantization import project
 from xlaserve.models.rotary import rotary, rotate
@@ -43,7 +44,7 @@ class Weights(NamedTuple):
     """Parameters of a linear layer.
 
     Args:
-        weight: `[outputs, inputs]`.
+        weight: `[outputs, inputs]`, or panels of that (`xlaserve.kernels.panels`).
         scale: `[outputs]` where the weight is quantized.
         bias: `[outputs]`, or None.
     """
@@ -116,7 +117,7 @@ class XlaOperations:
         shards: int = 1,
     ) -> Array:
         """See `Operations`."""
-        y = project(x if norm is None else normalize(x, norm), weights.weight, weights.scale, shards)
+        y = project(x if norm is None else normalize(x, norm), as_matrix(weights.weight), weights.scale, shards)
         if weights.bias is not None:
             y = y + weights.bias
         if activation is not None:

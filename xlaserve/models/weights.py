@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from xlaserve.errors import CheckpointError
+from xlaserve.kernels.panels import PanelRows, matrix_shape
 from xlaserve.models.host_memory import HostMemory
 from xlaserve.models.layers import FIRST_ROW, FUSED, SCALE, Rows, rows_key
 from xlaserve.models.quantization import quantize
@@ -60,7 +61,7 @@ def load_weights(
             for shard, host in enumerate(hosts):
                 host.fill(shard * rows["embed_tokens"].held)
         at = 0
-        flat = [host.reshape(-1, host.shape[-1]) if host.ndim > 1 else host for host in hosts]
+        flat = [_as_matrix(host) for host in hosts]
         for source in tensors[name]:
             at += _fill(flat, scales, at, source, checkpoint, parameter, rows)
         placed[name] = _place(hosts, parameter, devices)
@@ -69,8 +70,15 @@ def load_weights(
     return tuple(placed[name] for name in parameters)
 
 
+def _as_matrix(host: np.ndarray) -> np.ndarray | PanelRows:
+    """What rows of the checkpoint are put into: experts' matrices follow each other."""
+    if host.ndim == 4:
+        return PanelRows(host)
+    return host.reshape(-1, host.shape[-1]) if host.ndim > 1 else host
+
+
 def _fill(
-    hosts: Sequence[np.ndarray],
+    hosts: Sequence[np.ndarray | PanelRows],
     scales: Sequence[np.ndarray] | None,
     at: int,
     source: str,
@@ -84,7 +92,7 @@ def _fill(
         Rows of each part.
     """
     stored = checkpoint.read(source)
-    columns = parameter.shape[1:][-1:]
+    columns = matrix_shape(parameter.shape)[1:][-1:]
     part = rows.get(rows_key(source)) or whole_rows(parameter, len(hosts))
     wanted = (part.total, *columns)
     if stored.shape != wanted:
@@ -101,19 +109,19 @@ def _fill(
             host[at:end] = mine[..., held]
         else:
             scales[shard][padding] = 0
-            _quantize(mine, held, host[at:end], scales[shard][at:end], f"{checkpoint.path}: tensor {source}")
+            _quantize(mine, held, host, at, scales[shard][at:end], f"{checkpoint.path}: tensor {source}")
     return part.held
 
 
-def _quantize(stored: np.ndarray, held: slice, host: np.ndarray, scale: np.ndarray, what: str) -> None:
-    """Quantize whole rows and keep some of their columns: each device has the scales of the whole rows."""
+def _quantize(stored: np.ndarray, held: slice, host: np.ndarray | PanelRows, at: int, scale: np.ndarray, what: str) -> None:
+    """Quantize whole rows and keep some of their columns, from row `at` on: each device has the scales of the whole rows."""
     step = max(1, _SLAB_VALUES // stored.shape[-1])
     for first in range(0, len(stored), step):
         some = slice(first, first + step)
         values, scale[some] = quantize(stored[some])
         if not np.isfinite(scale[some]).all():
             raise CheckpointError(f"{what} holds numbers that are not finite, which cannot be quantized: leave out --quantization.")
-        host[some] = values[..., held]
+        host[at + first : at + first + len(values)] = values[..., held]
 
 
 def _memory(devices: Sequence[Device]) -> HostMemory:
@@ -166,7 +174,7 @@ def experts_of(parameter: jax.ShapeDtypeStruct) -> int:
 
 def whole_rows(parameter: jax.ShapeDtypeStruct, devices: int) -> Rows:
     """Rows of a parameter, or of one expert's, that every device has."""
-    count = parameter.shape[1 if experts_of(parameter) else 0]
+    count = matrix_shape(parameter.shape)[1 if experts_of(parameter) else 0]
     return Rows(count, count, devices)
 
 

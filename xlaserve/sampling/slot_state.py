@@ -50,6 +50,16 @@ class AdjustmentRows(NamedTuple):
     biased: Array
     worded: Array
 
+    @property
+    def penalized(self) -> Array:
+        """bool `[B]`: which rows have penalties."""
+        return (self.presence != 0) | (self.frequency != 0) | (self.repetition != 1)
+
+    @property
+    def wanted(self) -> Array:
+        """bool `[B]`: which rows ask for anything."""
+        return self.penalized | self.biased | self.worded
+
 
 def state_shapes(slots: int, vocab: int) -> SlotState:
     """Shapes and dtypes of the state for `slots` slots and the spare one."""
@@ -118,14 +128,12 @@ def adjust(logits: Array, state: SlotState, slot: Array, rows: AdjustmentRows, *
     def penalties(x: Array) -> Array:
         return jnp.where(x <= MASKED / 2, x, _penalize(x, state.seen.at[slot].get(mode="promise_in_bounds"), rows))
 
-    penalized = (rows.presence != 0) | (rows.frequency != 0) | (rows.repetition != 1)
-
     def everything(x: Array) -> Array:
         x = _maybe(jnp.any(rows.biased), bias, x, branches)
         x = _maybe(jnp.any(rows.worded), words, x, branches)
-        return _maybe(jnp.any(penalized), penalties, x, branches)
+        return _maybe(jnp.any(rows.penalized), penalties, x, branches)
 
-    return _maybe(jnp.any(penalized | rows.biased | rows.worded), everything, logits, branches)
+    return _maybe(jnp.any(rows.wanted), everything, logits, branches)
 
 
 def _penalize(x: Array, seen: Array, rows: AdjustmentRows) -> Array:

@@ -24,11 +24,10 @@ namespace xlaserve {
 namespace XLASERVE_ISA {
 
 #include "vector_math.h"
-#include "dot_steps.h"
-#include "transpose.h"
+#include "lanes.h"
+#include "panels.h"
 //
-#include "packed_f32.h"
-#include "packed_s8.h"
+#include "dot_steps.h"
 #include "linear.h"
 
 namespace attention {

@@ -1,25 +1,17 @@
 // y = epilogue(prologue(x) @ weight.T): the matrix product of a Linear layer, with what stands around it in a decoder layer.
 //
-// Weights stay as checkpoints have them, [outputs, inputs]: both operands of a dot product are contiguous, so nothing is packed, and a
-// single row of x reads the weights as they lie in memory. A register tile holds as many dot products as a vector has lanes, and their
-// lanes are added up together. Every dot product is computed in the same order whatever the tile: a row's result does not depend on the
-// rows beside it, nor on the number of threads. From some number of rows on the weights are transposed first ("packed_*.h"): int8 products
-// are the same to the bit all the same, float32 ones have another order of additions then.
+// Weights lie in panels (panels.h), or, where their numbers do not divide into panels, as checkpoints have them, [outputs, inputs]. Then both
+// operands of a dot product are contiguous: a register tile holds as many dot products as a vector has lanes, and their lanes are added up
+// together. Either way every dot product is computed in the same order whatever the tile: a row's result does not depend on the rows beside
+// it, nor on the number of threads.
 //
 // Included inside a namespace of its instruction set, after "dot_steps.h" has defined what a step is.
 
 namespace {
 
-// How far ahead weights are asked for, in bytes.
-constexpr int64_t kAhead = 8192;
-
 // A tile of MR rows of x and NR rows of weights; `out` gets its MR * NR dot products.
-//
-// Fetch: lines of the cache to ask the memory for in each step, from `ahead` on: a core that reads several rows at once looks too little ahead
-// by itself.
-template <typename Op, int MR, int NR, int Fetch>
-inline void Tile(const typename Op::X* const* x, const typename Op::W* const* w, int64_t inputs, typename Op::Sum* __restrict out,
-                 const char* ahead) {
+template <typename Op, int MR, int NR>
+inline void Tile(const typename Op::X* const* x, const typename Op::W* const* w, int64_t inputs, typename Op::Sum* __restrict out) {
   typename Op::Acc acc[MR * NR];
 #pragma GCC unroll 32
   for (int i = 0; i < MR * NR; ++i) acc[i] = Op::Zero();
@@ -36,9 +28,6 @@ inline void Tile(const typename Op::X* const* x, const typename Op::W* const* w,
   };
   int64_t k = 0;
   for (; k + Op::kStep <= inputs; k += Op::kStep) {
-#pragma GCC unroll 4
-    for (int line = 0; line < Fetch; ++line) __builtin_prefetch(ahead + 64 * line);
-    ahead += 64 * Fetch;
     step([&](const typename Op::X* p) __attribute__((always_inline)) { return Op::LoadX(p + k); },
          [&](const typename Op::W* p) __attribute__((always_inline)) { return Op::LoadW(p + k); });
   }
@@ -85,11 +74,8 @@ class Product {
   }
 
  private:
-  static constexpr int64_t kUnit = 32;  // of many rows, a panel is a multiple of what is transposed at once
+  static constexpr int64_t kUnit = kPanel;
   static constexpr int kRows = Op::kRows, kColumns = Op::kColumns;
-  static constexpr int kStepLines = std::max<int>(1, kColumns * Op::kStep * sizeof(W) / 64);  // that a step of a tile reads
-  static constexpr int64_t kFewestPacked = 12;  // lines from which on transposing weights pays
-  static constexpr int64_t kFewestWide = 64;  // rows from which on transposing pays
   static constexpr int64_t kRowBlock = 252;
   static constexpr int64_t kPanelBytes = 256 << 10;
   static constexpr int64_t kMostDots = 1 << 15;
@@ -130,31 +116,20 @@ class Product {
   // Dot products of `lines` lines of x with `count` rows of weights. A tile's weights meet all lines before the next ones are read, and the
   // lines are shared out evenly: tiles of a single line would wait for their loads.
   void Columns(const W* weights, int64_t count, int64_t line, int64_t lines, int64_t width, typename Op::Sum* out) const {
-#if defined(XLASERVE_VNNI)
-    if constexpr (Op::kQuantizes) {
-      if (lines >= kFewestPacked) return PackedColumns(weights, count, a_.inputs, x_ + line, lines, width, out);
+    if (a_.panels) {
+      return PanelColumns<typename Op::Panel>(reinterpret_cast<const char*>(weights), count, a_.inputs * static_cast<int64_t>(sizeof(W)) / 4,
+                                              reinterpret_cast<const char* const*>(x_ + line), lines, width, out);
     }
-#endif
-#if defined(__AVX512F__)
-    if constexpr (std::is_same_v<W, float>) {
-      if (lines >= kFewestWide) return PackedColumns(weights, count, a_.inputs, x_ + line, lines, width, out);
-    }
-#endif
     const int64_t tiles = (lines + kRows - 1) / kRows, fewest = lines / tiles, larger = lines % tiles;
     for (int64_t n = 0; n < count; n += kColumns) {
       // What lies past the last row of weights is computed from the last one, and not kept.
       const int64_t kept = std::min<int64_t>(kColumns, count - n);
       const W* w[kColumns];
       for (int64_t i = 0; i < kColumns; ++i) w[i] = weights + (n + std::min(i, kept - 1)) * a_.inputs;
-      // What follows is asked for while this is computed, evenly over all tiles: the memory takes only so many requests at a time.
-      const char* ahead = reinterpret_cast<const char*>(w[0]) + kAhead;
-      const int64_t steps = a_.inputs / Op::kStep;
       int64_t m = 0;
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t size = fewest + (tile < larger);
-        const int fetch = tiles == 1 ? kStepLines : tile * steps * 64 < kColumns * a_.inputs * static_cast<int64_t>(sizeof(W));
-        OneTile<kRows>(size, fetch, ahead, w, kept, line + m, out + m * width + n, width);
-        ahead += steps * 64 * fetch;
+        OneTile<kRows>(size, w, kept, line + m, out + m * width + n, width);
         m += size;
       }
     }
@@ -162,19 +137,12 @@ class Product {
 
   // A tile of `size` lines, at most MR.
   template <int MR>
-  void OneTile(int64_t size, int fetch, const char* ahead, const W* const* w, int64_t kept, int64_t line, typename Op::Sum* out,
-               int64_t width) const {
+  void OneTile(int64_t size, const W* const* w, int64_t kept, int64_t line, typename Op::Sum* out, int64_t width) const {
     if constexpr (MR > 1) {
-      if (size < MR) return OneTile<MR - 1>(size, fetch, ahead, w, kept, line, out, width);
+      if (size < MR) return OneTile<MR - 1>(size, w, kept, line, out, width);
     }
     alignas(64) typename Op::Sum tile[MR * kColumns];
-    if (fetch > 1) {
-      Tile<Op, MR, kColumns, kStepLines>(x_ + line, w, a_.inputs, tile, ahead);
-    } else if (fetch > 0) {
-      Tile<Op, MR, kColumns, 1>(x_ + line, w, a_.inputs, tile, ahead);
-    } else {
-      Tile<Op, MR, kColumns, 0>(x_ + line, w, a_.inputs, tile, ahead);
-    }
+    Tile<Op, MR, kColumns>(x_ + line, w, a_.inputs, tile);
     for (int m = 0; m < MR; ++m) std::copy_n(tile + m * kColumns, kept, out + m * width);
   }
 

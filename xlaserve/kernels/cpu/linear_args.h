@@ -10,7 +10,7 @@ namespace xlaserve {
 enum class Activation : int32_t { kNone = 0, kSilu = 1, kGeluTanh = 2, kGelu = 3 };
 enum class WeightType : int32_t { kF32 = 0, kBf16 = 1, kS8 = 2 };
 
-// x is [*, inputs], weight [outputs, inputs]; y and residual are [*, outputs], or [*, outputs / 2] of a gated layer, where the first half of
+// x is [*, inputs], weight [outputs, inputs] or panels of it; y and residual are [*, outputs], or [*, outputs / 2] of a gated layer, where the first half of
 // the outputs goes through the activation and multiplies the second. x, norm, bias and residual are bfloat16 or else float32.
 struct LinearArgs {
   const void* x;
@@ -21,6 +21,7 @@ struct LinearArgs {
   int64_t outputs;
   WeightType weight_type;
   const void* weight;
+  bool panels;  // whether the weight is [outputs / 32][inputs / g][32][g], of a gated layer with outputs / 64 panels for each half; see panels.h
   const float* scale;    // [outputs] of int8 weights, else null
   const void* norm;      // [inputs] or null: x is normalized by its root mean square, and multiplied by this
   float eps;

@@ -45,11 +45,12 @@ ffi::Error Linear(ffi::AnyBuffer x, ffi::AnyBuffer lengths, ffi::AnyBuffer weigh
   if (kernels == nullptr) return ffi::Error(ffi::ErrorCode::kUnimplemented, "xlaserve_linear: this CPU has no instruction set that it knows");
   const auto present = [](const ffi::AnyBuffer& buffer) { return buffer.element_count() > 0 ? buffer.untyped_data() : nullptr; };
   const auto x_dims = x.dimensions(), w_dims = weight.dimensions();
-  if (x_dims.size() < 2 || w_dims.size() != 2) return Wrong("x must have 2 dimensions or more, and weight 2");
+  if (x_dims.size() < 2 || (w_dims.size() != 2 && w_dims.size() != 4)) return Wrong("x must have 2 dimensions or more, and weight 2 or 4");
   LinearArgs args{};
   args.inputs = x_dims.back();
-  args.outputs = w_dims[0];
-  if (w_dims[1] != args.inputs) return Wrong("weight must have as many columns as x");
+  args.panels = w_dims.size() == 4;
+  args.outputs = args.panels ? w_dims[0] * w_dims[2] : w_dims[0];
+  if ((args.panels ? w_dims[1] * w_dims[3] : w_dims[1]) != args.inputs) return Wrong("weight must have as many columns as x");
   args.bf16 = x.element_type() == ffi::BF16;
   if (!args.bf16 && x.element_type() != ffi::F32) return Wrong("x must be float32 or bfloat16");
   if (activation < 0 || activation > static_cast<int32_t>(Activation::kGelu)) return Wrong("there is no such activation");
@@ -76,6 +77,9 @@ ffi::Error Linear(ffi::AnyBuffer x, ffi::AnyBuffer lengths, ffi::AnyBuffer weigh
     default:
       return Wrong("weight must be float32, bfloat16 or int8");
   }
+  const int64_t in_word = args.weight_type == WeightType::kF32 ? 1 : args.weight_type == WeightType::kBf16 ? 2 : 4;
+  if (args.panels && (w_dims[2] != 32 || w_dims[3] != in_word)) return Wrong("panels must be of 32 outputs, and their words of 4 bytes");
+  if (args.panels && args.gated() && args.outputs % 64 != 0) return Wrong("each half of a gated layer must have whole panels");
   if (args.weight_type != WeightType::kS8 && weight.element_type() != x.element_type()) return Wrong("weight must have x's type, or be int8");
   const bool scaled = scale.element_type() == ffi::F32 && static_cast<int64_t>(scale.element_count()) == args.outputs;
   if (args.weight_type == WeightType::kS8 && !scaled) return Wrong("int8 weights need a float32 scale for each output");
