@@ -89,9 +89,14 @@ class GraphSpec:
     quantization: Quantization | None = None
 
     @property
+    def cpu_kernels(self) -> bool:
+        """Whether graphs call the kernels for CPU; those of other platforms are kinds of attention."""
+        return self.kernels.startswith("cpu-")
+
+    @property
     def share(self) -> ModelConfig:
         """The model as one device has it."""
-        panels = self.kernels != "none" and self.tensor_parallel_size == 1
+        panels = self.cpu_kernels and self.tensor_parallel_size == 1
         return replace(self.model.shard(self.tensor_parallel_size), quantization=self.quantization, panels=panels)
 
     def whole(self, tree: Any) -> Any:
@@ -171,7 +176,7 @@ def _choose(spec: GraphSpec, logits: Array, state: SlotState, slot: Array, chang
 
 def _operations(spec: GraphSpec, cache: PagedKV, lengths: Array | None) -> Operations:
     """What a step computes with; of each row `lengths` places hold a token, or all where it is None."""
-    return KernelOperations(cache, lengths) if spec.kernels.startswith("cpu-") else XlaOperations(cache.attend)
+    return KernelOperations(cache, lengths) if spec.cpu_kernels else XlaOperations(cache.attend)
 
 
 def make_blank(spec: GraphSpec) -> tuple[tuple[Array, ...], SlotState]:

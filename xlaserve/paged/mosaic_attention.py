@@ -109,7 +109,7 @@ def make_kernel(
     window: int | None,
     softcap: float | None,
 ) -> Any:
-    """The kernel for these shapes and types; `kept` rows of a program's results are written. Made once, as a graph has it in every layer."""
+    """The kernel for these shapes and types; `kept` rows of a program's results are written. Made once: every layer has it."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
