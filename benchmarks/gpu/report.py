@@ -35,15 +35,12 @@ def section(found: dict[str, Any]) -> str:
     ]
     if "copy_bytes_per_s" in ceilings:
         copy, product = ceilings["copy_bytes_per_s"] / 1e9, ceilings["gemm_flops_per_s"] / 1e12
-        text += [
-            f"Measured on it: a copy moves {copy:,.0f} GB/s, read and written; a product of random bfloat16 matrices does {product:,.0f} TFLOP/s.",
-            "",
-        ]
+        ways = f"a copy moves {copy:,.0f} GB/s, read and written; a product of random bfloat16 matrices does {product:,.0f} TFLOP/s"
+        text += [f"Measured on it: {ways}.", ""]
         text += _graphs(found, ceilings)
     text += [*_thunks(found), *_attention(found), *_serving(found), *_exact(found)]
-    missing = [
-        f"{name} ({found[name]['error'][:120]})" if name in found else name for name in PARTS if "error" in found.get(name, {"error": ""})
-    ]
+    failed = {name: found.get(name, {}).get("error") for name in PARTS if "error" in found.get(name, {"error": None})}
+    missing = [f"{name} ({str(why)[:120]})" if why else name for name, why in failed.items()]
     text += ["", f"Not run: {', '.join(missing) or 'nothing'}."]
     return "\n".join(text)
 
@@ -63,10 +60,9 @@ def _graphs(found: dict[str, Any], ceilings: dict[str, Any]) -> list[str]:
             context = line["graph"].startswith("context")
             goal = PROMPT if context else DECODE_ONE if line["rows"] == 1 else DECODE_MANY
             met = "met" if (rate if context else bandwidth) >= goal else "not met"
-            text.append(
-                f"| {name.removeprefix('graphs-')} | {line['graph']} | {line['context']} | {line['bytes'] / 1e6:,.0f} | {line['flops'] / 1e9:,.0f} "
-                f"| {1e3 * seconds:.3f} | {bandwidth:.0%} | {rate:.0%} | {goal:.0%} | {met} |"
-            )
+            form, size = name.removeprefix("graphs-"), f"{line['bytes'] / 1e6:,.0f} | {line['flops'] / 1e9:,.0f}"
+            share = f"{bandwidth:.0%} | {rate:.0%} | {goal:.0%} | {met}"
+            text.append(f"| {form} | {line['graph']} | {line['context']} | {size} | {1e3 * seconds:.3f} | {share} |")
     return [*text, ""]
 
 
@@ -94,7 +90,7 @@ def _attention(found: dict[str, Any]) -> list[str]:
             continue
         text.append(
             f"| {line['what']} | {line['kind']} | {line['context']} | {line['ms']:.4f} | {line['kv_bytes_per_s'] / 1e9:,.0f} "
-            f"| {line['flops_per_s'] / 1e12:,.1f} | {line['error']:.1e} |"
+            f"| {line['flops_per_s'] / 1e12:,.1f} | {'' if line['error'] is None else format(line['error'], '.1e')} |"
         )
     return [*text, ""]
 
@@ -138,7 +134,6 @@ def _exact(found: dict[str, Any]) -> list[str]:
     text.append("|---|---|---|---|---|---|")
     for line in lines:
         verdict = "within" if line["within"] else "NOT WITHIN"
-        text.append(
-            f"| {line['alone']} | {line['in a crowd']} | {line['tokens_compared']} | {line['largest_difference']:.2e} | {line['tolerance']} | {verdict} |"
-        )
+        compared = f"{line['tokens_compared']} | {line['largest_difference']:.2e} | {line['tolerance']}"
+        text.append(f"| {line['alone']} | {line['in a crowd']} | {compared} | {verdict} |")
     return [*text, ""]

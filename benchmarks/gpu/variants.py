@@ -51,7 +51,7 @@ def settle(name: str, dump: str) -> dict[str, Any]:
     given = [os.environ.get("XLA_FLAGS", ""), variant.flags, f"--xla_dump_to={dump}", "--xla_dump_hlo_as_text"]
     os.environ["XLA_FLAGS"] = " ".join(filter(None, given))
     changed = []
-    for platform in registry._BUILT_IN:
+    for platform in registry._BUILT_IN:  # pyright: ignore[reportPrivateUsage]
         if platform.name == "cuda":
             platform = replace(
                 platform,

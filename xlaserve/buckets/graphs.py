@@ -91,9 +91,14 @@ class GraphSpec:
     quantization: Quantization | None = None
 
     @property
+    def cpu_kernels(self) -> bool:
+        """Whether graphs call the kernels for CPU; those of other platforms are kinds of attention."""
+        return self.kernels.startswith("cpu-")
+
+    @property
     def share(self) -> ModelConfig:
         """The model as one device has it."""
-        panels = self.kernels != "none" and self.tensor_parallel_size == 1
+        panels = self.cpu_kernels and self.tensor_parallel_size == 1
         return replace(self.model.shard(self.tensor_parallel_size), quantization=self.quantization, panels=panels)
 
     def whole(self, tree: Any) -> Any:
@@ -172,14 +177,14 @@ def _choose(spec: GraphSpec, logits: Array, state: SlotState, slot: Array, chang
 
 def _operations(spec: GraphSpec, cache: PagedKV, lengths: Array | None, sequences: Array) -> Operations:
     """What a step computes with; of each row `lengths` places hold a token, or all where it is None, and of each sequence `sequences`."""
-    return KernelOperations(cache, lengths, sequences) if spec.kernels.startswith("cpu-") else XlaOperations(cache.attend)
+    return KernelOperations(cache, lengths, sequences) if spec.cpu_kernels else XlaOperations(cache.attend)
 
 
 def make_blank(spec: GraphSpec) -> tuple[tuple[Array, ...], SlotState]:
     """What a device keeps between steps, zeroed."""
     kv, state = jax.tree.map(part, (spec.kv(), spec.state()))
     plain = partial(jax.tree.map, lambda array: jnp.zeros(array.shape, array.dtype))
-    return plain(kv) if spec.kernels == "none" else zeros(kv), plain(state)
+    return zeros(kv) if spec.cpu_kernels else plain(kv), plain(state)
 
 
 def scores_prompts(spec: GraphSpec, bucket: Bucket) -> bool:

@@ -168,7 +168,7 @@ def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) ->
     share = replace(model.shard(settle_shards(config, model, platform)), quantization=config.quantization)
     parameters = parameter_shapes(share, dtype).values()
     weight_bytes = sum(map(_part_bytes, parameters))
-    xla_bytes = sum(_part_bytes(p) for p in parameters if platform.kernels == "none" or left_to_xla(p))
+    xla_bytes = sum(_part_bytes(p) for p in parameters if not platform.cpu_kernels or left_to_xla(p))
     limits = settle(config, model, platform, weight_bytes, xla_bytes)
     ladder = make_ladder(
         max_model_len=limits.max_model_len,
@@ -178,7 +178,7 @@ def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) ->
         static_width=not platform.reads_in_use,
         context_lengths=config.context_buckets or (),
         generate_lengths=config.generate_buckets or (),
-        compact=platform.kernels != "none",
+        compact=platform.cpu_kernels,
     )
     spec = GraphSpec(
         model=model,

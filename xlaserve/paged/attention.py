@@ -52,7 +52,7 @@ class PagedKV:
     def __init__(self, layers: list[tuple[Array, Array]], step: StepShape, kind: str) -> None:
         self.layers = layers
         self.step = step
-        self._read = _READERS.get(kind) or _native(find_kernel(kind))
+        self._read = READERS.get(kind) or _native(find_kernel(kind))
 
     def attend(self, layer: int, q: Array, k: Array, v: Array, *, scale: float, window: int | None, softcap: float | None) -> Array:
         """`xlaserve.models.operations.Attend` over this cache."""
@@ -200,4 +200,4 @@ def _native(kernel: NativeKernel) -> Read:
 
 
 Read = Callable[[Array, Array, Array, StepShape, int | None, float | None], Array]
-_READERS: dict[str, Read] = {"tiled": _tiled, "gather": _gathered, "mosaic": _mosaic}
+READERS: dict[str, Read] = {"tiled": _tiled, "gather": _gathered, "mosaic": _mosaic}

@@ -71,7 +71,7 @@ def mosaic_attention(
     tiles = -(-queries // ROWS)
     padded = jnp.pad(q, ((0, 0), (0, 0), (0, tiles * ROWS - queries), (0, 0)))
     kept = -(-queries // _OUT_ROWS) * _OUT_ROWS if splits > 1 else ROWS
-    call = _kernel(q.shape, keys.shape, tables.shape, length, splits, kept, str(q.dtype), window, softcap)
+    call = make_kernel(q.shape, keys.shape, tables.shape, length, splits, kept, str(q.dtype), window, softcap)
     out, peaks = call(padded, keys, values, tables, positions[:, 0])
     if splits == 1:
         return out[0, :, :, :queries]
@@ -98,7 +98,7 @@ def split_parts(start: Array, limit: int, window: int | None) -> tuple[Array, Ar
 
 
 @functools.cache
-def _kernel(
+def make_kernel(
     q_shape: tuple[int, ...],
     cache_shape: tuple[int, ...],
     table_shape: tuple[int, ...],
@@ -109,6 +109,7 @@ def _kernel(
     window: int | None,
     softcap: float | None,
 ) -> Any:
+    """The kernel for these shapes and types; `kept` rows of a program's results are written. Made once: every layer has it."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import mosaic_gpu as plgpu
 

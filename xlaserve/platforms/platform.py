@@ -96,6 +96,11 @@ class Platform:
             )
         return self
 
+    @property
+    def cpu_kernels(self) -> bool:
+        """Whether graphs call the kernels for CPU; those of other platforms are kinds of attention."""
+        return self.kernels.startswith("cpu-")
+
     def with_kernels(self, kernels: KernelsChoice, dtype: str, head_dim: int) -> Platform:
         """The platform with its native kernels, if they are wanted and it has some.
 
