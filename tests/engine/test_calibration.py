@@ -181,7 +181,7 @@ def test_measuring_runs_full_rows_and_leaves_nothing(config: EngineConfig, monke
 
     def watched(bucket: Bucket, batch: Batch) -> Any:
         ran.append(bucket)
-        assert (batch[:, Header.LENGTH] == (bucket.length if isinstance(bucket, ContextBucket) else 1)).all()
+        assert (batch[:, Header.LENGTH] == (bucket.share if isinstance(bucket, ContextBucket) else 1)).all()
         return run(bucket, batch)
 
     monkeypatch.setattr(runner, "run", watched)

@@ -282,7 +282,7 @@ class LadderSizes:
         asked = sorted({length // self.block_size for length in self.context_lengths})
         buckets: list[ContextBucket] = []
         most = self.max_num_batched_tokens // self.block_size
-        sharing = min(_MOST_SHARING, self.max_num_seqs) if self.compact else 1
+        sharing = min(_MOST_SHARING, self.max_num_seqs, self.block_size) if self.compact else 1
         if sharing > 1:
             lengths = tuple(blocks for blocks in asked if blocks <= most) or _doublings(min(most, max(1, 128 // self.block_size)), most)
             buckets += [ContextBucket(sharing, blocks * self.block_size, width, shared=True) for blocks in lengths for width in self.widths]
