@@ -92,7 +92,7 @@ def test_what_they_cannot_compute_goes_without(have: Callable[[bool], None], dty
 def test_other_platforms_have_none_in_float32(platform: Platform) -> None:
     assert platform.with_kernels("auto", "float32", 64) is platform.with_kernels("none", "float32", 64) is platform
     assert (platform.kernels, platform.kernels_note) == ("none", "")
-    with pytest.raises(ConfigError, match="there are none for the platform neuron|there is no native kernel here: .* not in float32"):
+    with pytest.raises(ConfigError, match=r"there are none for the platform neuron|there is no native kernel here: .* not in float32"):
         platform.with_kernels("native", "float32", 64)
 
 
