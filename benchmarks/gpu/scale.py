@@ -13,7 +13,6 @@ class Scale:
     Args:
         device: the platform's name.
         model: architecture, with dummy weights.
-        layers: its layers, where it is made for PyTorch too; None for all.
         copy_bytes: of the array whose copy gives the bandwidth.
         gemm: rows and columns of the matrices whose product gives the rate of operations.
         rows: sequences of the large generate graph.
@@ -41,10 +40,12 @@ class Scale:
 
     @property
     def step_engine(self) -> dict[str, Any]:
-        """The same for single graphs."""
+        """The same for single graphs. Blocks are as many as these need, so that there is room for what ceilings are measured with."""
         longest = self.prompt + 2 * self.context
-        return {**self.engine, "max_model_len": longest, "max_num_seqs": self.rows, "max_num_batched_tokens": self.prompt}
+        blocks = (self.rows * self.context + 2 * longest) // 16 + 1
+        sizes = {"max_model_len": longest, "max_num_seqs": self.rows, "max_num_batched_tokens": self.prompt, "num_blocks": blocks}
+        return {**self.engine, **sizes}
 
 
-CARD = Scale("cuda", "llama-3.1-8b", 4 << 30, 8192, 64, 1024, 8192, 1024, 128, (1, 8, 64, 256))
+CARD = Scale("cuda", "llama-3.1-8b", 2 << 30, 8192, 64, 1024, 8192, 1024, 128, (1, 8, 64, 256))
 REHEARSAL = Scale("cpu", "smollm2-135m", 1 << 22, 256, 4, 64, 64, 32, 8, (1, 4))

@@ -89,10 +89,10 @@ def test_what_they_cannot_compute_goes_without(have: Callable[[bool], None], dty
 
 
 @pytest.mark.parametrize("platform", [CUDA, NEURON], ids=lambda platform: platform.name)
-def test_other_platforms_have_none(platform: Platform) -> None:
+def test_other_platforms_have_none_in_float32(platform: Platform) -> None:
     assert platform.with_kernels("auto", "float32", 64) is platform.with_kernels("none", "float32", 64) is platform
     assert (platform.kernels, platform.kernels_note) == ("none", "")
-    with pytest.raises(ConfigError, match=f"native kernels are for the platform cpu, and this one is {platform.name}"):
+    with pytest.raises(ConfigError, match=r"there are none for the platform neuron|there is no native kernel here: .* not in float32"):
         platform.with_kernels("native", "float32", 64)
 
 

@@ -113,7 +113,7 @@ class Platform:
             ConfigError: "native", and there are none.
         """
         if kernels == "native":
-            raise ConfigError(f"kernels: native kernels are for the platform cpu, and this one is {self.name}: leave out --kernels native.")
+            raise ConfigError(f"kernels: there are none for the platform {self.name}: leave out --kernels native.")
         return self
 
     def check_quantization(self, quantization: str | None) -> None:
