@@ -142,7 +142,7 @@ def compiled_before(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def lower_portable(content: bytes, spec: GraphSpec, bucket: Bucket, device: object) -> object:
         real(content, spec, bucket, device)
-        return SimpleNamespace(compile=lambda: setup.graphs[bucket].run)
+        return SimpleNamespace(compile=lambda **_: setup.graphs[bucket].run)
 
     monkeypatch.setattr(compiler_module, "lower_portable", lower_portable)
 
@@ -232,10 +232,10 @@ def test_stablehlo_that_the_compiler_refuses_is_traced_again(setup: Setup, tmp_p
     monkeypatch.setattr(compiler_module, "export", lambda *_: b"traced now")
 
     def lower_portable(content: bytes, _spec: GraphSpec, bucket: Bucket, _device: object) -> object:
-        def refused() -> object:
+        def refused(**_: object) -> object:
             raise RuntimeError("unknown op\nat line 1")
 
-        return SimpleNamespace(compile=(lambda: setup.graphs[bucket].run) if content == b"traced now" else refused)
+        return SimpleNamespace(compile=(lambda **_: setup.graphs[bucket].run) if content == b"traced now" else refused)
 
     monkeypatch.setattr(compiler_module, "lower_portable", lower_portable)
     for graph in prepare(setup.spec, store, ONE).values():
@@ -243,7 +243,7 @@ def test_stablehlo_that_the_compiler_refuses_is_traced_again(setup: Setup, tmp_p
 
 
 def test_what_the_compiler_refuses_is_named(setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused() -> object:
+    def refused(**_: object) -> object:
         raise RuntimeError("INTERNAL: no such op\nat line 1")
 
     monkeypatch.setattr(compiler_module, "lower_portable", lambda *_: SimpleNamespace(compile=refused))
@@ -300,7 +300,7 @@ def test_engines_that_start_together_compile_each_graph_once(setup: Setup, tmp_p
 
     def make(_content: bytes, _spec: GraphSpec, bucket: Bucket, _device: object) -> object:
         made.append(bucket.name)
-        return SimpleNamespace(compile=lambda: setup.graphs[bucket].run)
+        return SimpleNamespace(compile=lambda **_: setup.graphs[bucket].run)
 
     class Store(GraphStore):
         def verdict(self) -> Any:
@@ -432,7 +432,7 @@ def test_each_family_is_compiled_under_its_own_conditions(setup: Setup, monkeypa
         def __init__(self, bucket: Bucket | UpkeepBucket) -> None:
             self.bucket = bucket
 
-        def compile(self) -> Lowered:
+        def compile(self, **_: object) -> Lowered:
             seen[self.bucket.name] = held.family
             return self
 

@@ -13,7 +13,7 @@ from xlaserve import LLM, SamplingParams
 from xlaserve.buckets.compiler import workspace_of
 from xlaserve.cli import main
 from xlaserve.engine import build
-from xlaserve.engine.build import make_plan
+from xlaserve.engine.build import Plan, make_plan
 from xlaserve.engine.config import EngineConfig
 from xlaserve.engine.runner import Runner
 from xlaserve.errors import ArtifactError, ConfigError
@@ -57,12 +57,17 @@ def test_a_crowd_gets_what_each_gets_alone(quantized: LLM) -> None:
     assert quantized.stats().prefix_cache_hits > 0
 
 
+def matrix(plan: Plan) -> int:
+    """Dimensions of a weight: with kernels, panels have four."""
+    return 4 if plan.platform.cpu_kernels else 2
+
+
 def test_the_plan_is_what_is_on_the_device(quantized: LLM) -> None:
     plan, runner = quantized._engine.plan, quantized._core._runner
     assert isinstance(runner, Runner)
     assert plan.weight_bytes == plan.limits.memory.weights == sum(array.nbytes for array in runner._params)
     kinds = {(str(array.dtype), array.ndim) for array in runner._params}
-    assert kinds == {("int8", 2), ("float32", 1)}, "weights, and their scales and norms"
+    assert kinds == {("int8", matrix(plan)), ("float32", 1)}, "weights, and their scales and norms"
     assert plan.weight_bytes < 0.4 * make_plan(EngineConfig(model=plan.checkpoint.path, device="cpu", **SIZES)).weight_bytes  # type: ignore[arg-type]
     assert "int8 weights, float32)" in plan.describe()
     assert plan.info().quantization == "int8"
@@ -109,7 +114,11 @@ def test_activations_of_16_bits(model: str, tmp_path: Path) -> None:
         runner = llm._core._runner
         assert isinstance(runner, Runner)
         assert {str(array.dtype) for array in runner._kv} == {"bfloat16"}
-        assert {(str(array.dtype), array.ndim) for array in runner._params} == {("int8", 2), ("float32", 1), ("bfloat16", 1)}
+        assert {(str(array.dtype), array.ndim) for array in runner._params} == {
+            ("int8", matrix(llm._engine.plan)),
+            ("float32", 1),
+            ("bfloat16", 1),
+        }
         assert len(tokens(llm, [[1, 2, 3]], [SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)])[0]) == 4
         for bucket, graph in llm._engine.graphs.items():
             needed = workspace_of(graph.memory)

@@ -222,6 +222,7 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
         static_width=not platform.reads_in_use,
         context_lengths=config.context_buckets or (),
         generate_lengths=config.generate_buckets or (),
+        compact=platform.cpu_kernels,
     )
     plan = MemoryPlan(
         device=_divided(platform.memory(), sharing),
