@@ -26,6 +26,7 @@ from jax.sharding import PartitionSpec
 from xlaserve.buckets.ladder import BLANK, COPIES, COPY, SEAT, Bucket, ContextBucket, GenerateBucket, UpkeepBucket
 from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, mask_width, row_width, table_at
 from xlaserve.buckets.places import places, shared_places
+from xlaserve.kernels.blocks import copy_in_place
 from xlaserve.kernels.zeros import zeros
 from xlaserve.models.config import ModelConfig, Quantization
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
@@ -218,7 +219,8 @@ def _entry(spec: GraphSpec, bucket: Bucket | UpkeepBucket) -> Entry:
     """As `entry`, but the function is what one device runs, with its parts."""
     if bucket == COPY:
         blocks = spec.whole(jax.ShapeDtypeStruct((COPIES,), jnp.int32))
-        return Entry(copy_blocks, (spec.kv(), blocks, blocks), spec.kv(), (0,))
+        copy = copy_in_place if spec.cpu_kernels else copy_blocks
+        return Entry(copy, (spec.kv(), blocks, blocks), spec.kv(), (0,))
     state = spec.state()
     if bucket == BLANK:
         return Entry(partial(make_blank, spec), (), (spec.kv(), state), ())
