@@ -26,7 +26,7 @@ constexpr int kTaskRows = 96;                 // query rows of a task, where a g
 constexpr int kAhead = 8;                     // strips that are on their way while one is computed with
 constexpr float kMasked = -1e30f;
 
-inline void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+__attribute__((always_inline)) inline void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 inline int64_t DividedUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
