@@ -64,7 +64,7 @@ class Shape:
 
 
 class Step(NamedTuple):
-    """A step's arrays, as `paged_attention` takes them."""
+    """A step's arrays, as `paged_attention` takes them: the keys of a block lie side by side."""
 
     qkv: jax.Array
     cos: jax.Array
@@ -102,7 +102,7 @@ def make_step(shape: Shape, seed: int = 0) -> Step:
         jnp.asarray(rng.normal(0, 1, (*positions.shape, (shape.heads + 2 * shape.kv_heads) * shape.head_dim)), dtype),
         cos[:, :, 0],
         sin[:, :, 0],
-        jnp.asarray(rng.normal(0, 1, pool), dtype),
+        jnp.asarray(rng.normal(0, 1, pool), dtype).swapaxes(2, 3),
         jnp.asarray(rng.normal(0, 1, pool), dtype),
         jnp.asarray(tables),
         jnp.asarray(positions),
@@ -140,10 +140,11 @@ def by_graph(shape: Shape, step: Step) -> Result:
         if q_norm is not None and k_norm is not None:
             q, k = (normalize(x, Norm(weight, EPS, shape.unit_offset)) for x, weight in ((q, q_norm), (k, k_norm)))
         cos, sin = step.cos[:, :, None], step.sin[:, :, None]
-        kv = PagedKV([(step.keys, step.values)], StepShape(step.positions, step.block_tables, shape.block), "gather")
+        kv = PagedKV([(step.keys.swapaxes(2, 3), step.values)], StepShape(step.positions, step.block_tables, shape.block), "gather")
         options = {key: value for key, value in shape.options.items() if key != "heads"}
         out = kv.attend(0, rotate(q, cos, sin), rotate(k, cos, sin), v, **options)
-        return out.reshape(*step.positions.shape, -1), *kv.layers[0]
+        keys, values = kv.layers[0]
+        return out.reshape(*step.positions.shape, -1), keys.swapaxes(2, 3), values
 
     return Result(*(np.asarray(array) for array in attend(step)))
 
@@ -184,13 +185,13 @@ def test_it_computes_what_the_graph_computes(name: str) -> None:
     assert close(found.out[shape.real], expected.out[shape.real], shape.dtype)
     assert not found.out[~shape.real].any()
     # In the caches, what real tokens have written; every other place is as it was.
-    where = np.zeros(found.keys.shape[:1] + found.keys.shape[2:3], bool)
+    where = np.zeros(found.values.shape[:1] + found.values.shape[2:3], bool)
     positions = np.asarray(step.positions)[shape.real]
     rows = np.nonzero(shape.real)[0]
     where[np.asarray(step.block_tables)[rows, positions // shape.block], positions % shape.block] = True
     assert where.sum() == shape.real.sum()
-    for new, graph, before in ((found.keys, expected.keys, step.keys), (found.values, expected.values, step.values)):
-        new, graph, old = (np.asarray(array).transpose(0, 2, 1, 3) for array in (new, graph, before))
+    for axes, *arrays in (((0, 3, 1, 2), found.keys, expected.keys, step.keys), ((0, 2, 1, 3), found.values, expected.values, step.values)):
+        new, graph, old = (np.asarray(array).transpose(axes) for array in arrays)
         assert (new[~where] == old[~where]).all()
         assert close(new[where], graph[where], shape.dtype)
     assert (found.values.transpose(0, 2, 1, 3)[where] == expected.values.transpose(0, 2, 1, 3)[where]).all()
@@ -264,11 +265,12 @@ def test_what_others_left_in_a_block_is_not_seen() -> None:
     shape = Shape((Row(300, 1), Row(37, 1)), head_dim=64, window=40)
     step = make_step(shape)
     poisoned = []
-    for cache in (step.keys, step.values):
-        array = np.full(cache.shape, np.nan, np.float32)
+    for cache, axes in ((step.keys, (0, 3, 1, 2)), (step.values, (0, 2, 1, 3))):
+        array, cached = np.full(cache.shape, np.nan, np.float32), np.asarray(cache).transpose(axes)
+        places = array.transpose(axes)
         for row, table in zip(shape.rows, np.asarray(step.block_tables), strict=True):
             for at in range(max(0, row.start - 39), row.start):
-                array[table[at // shape.block], :, at % shape.block] = np.asarray(cache)[table[at // shape.block], :, at % shape.block]
+                places[table[at // shape.block], at % shape.block] = cached[table[at // shape.block], at % shape.block]
         poisoned.append(jnp.asarray(array))
     found = by_kernel(shape, step._replace(keys=poisoned[0], values=poisoned[1]))
     assert (found.out == by_kernel(shape, step).out).all()
@@ -295,10 +297,10 @@ def test_donated_caches_are_updated_in_place() -> None:
     assert memory is not None
     assert memory.alias_size_in_bytes == 60 * cache
     assert memory.temp_size_in_bytes < cache
-    pool = f"f32[{','.join(map(str, step.keys.shape))}]"
+    pools = tuple(f"f32[{','.join(map(str, array.shape))}]" for array in (step.keys, step.values))
     text = compiled.as_text()
     assert text is not None
-    assert not [line for line in text.splitlines() if " copy(" in line and pool in line]
+    assert not [line for line in text.splitlines() if " copy(" in line and any(pool in line for pool in pools)]
     places = [array.unsafe_buffer_pointer() for pair in kv for array in pair]
     _, after = compiled(step, kv)
     assert [array.unsafe_buffer_pointer() for pair in after for array in pair] == places

@@ -112,10 +112,14 @@ class GraphSpec:
 
     def kv(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of `kv`: keys and values of layer 0, of layer 1, and so on. Where there are fewer heads than devices, neighbouring devices
-        have the same ones.
+        have the same ones. The kernels for CPU have the keys of a block side by side.
         """
-        held = jax.ShapeDtypeStruct((self.num_blocks, self.share.num_kv_heads, self.block_size, self.model.head_dim), jnp.dtype(self.dtype))
-        return (spread(held, self.tensor_parallel_size, PartitionSpec(None, AXIS)),) * (2 * self.model.num_layers)
+        each = (self.block_size, self.model.head_dim)
+        pair = (
+            jax.ShapeDtypeStruct((self.num_blocks, self.share.num_kv_heads, *block), jnp.dtype(self.dtype))
+            for block in (each[::-1] if self.cpu_kernels else each, each)
+        )
+        return tuple(spread(held, self.tensor_parallel_size, PartitionSpec(None, AXIS)) for held in pair) * self.model.num_layers
 
     def state(self) -> SlotState:
         """Shapes of `state`: a row per slot, and a spare one for padding."""

@@ -41,7 +41,9 @@ def paged_attention(
             `[1, L, ...]`, likewise `cos`, `sin`, `positions` and the result: then the rows share L places, their tokens one row's
             after another's.
         cos, sin: float32 `[S, L, head_dim / 2]`, the rotation at each token's position.
-        keys, values: `[num_blocks, kv_heads, block_size, head_dim]` of `qkv`'s type; head_dim is a multiple of 8.
+        keys: `[num_blocks, kv_heads, head_dim, block_size]` of `qkv`'s type; head_dim is a multiple of 8. Keys of a block lie side by
+            side, as scores are computed.
+        values: `[num_blocks, kv_heads, block_size, head_dim]` of the same type.
         block_tables: int32 `[S, P]`, the blocks of each row's sequence.
         positions: int32 `[S, L]`; those of a row's real tokens follow each other.
         lengths: int32 `[S]`, how many of a row's tokens are real. The others are not written, and what they attend to is 0.
@@ -58,7 +60,7 @@ def paged_attention(
     call = jax.ffi.ffi_call(
         ATTENTION,
         (
-            jax.ShapeDtypeStruct((*qkv.shape[:2], heads * keys.shape[3]), qkv.dtype),
+            jax.ShapeDtypeStruct((*qkv.shape[:2], heads * values.shape[3]), qkv.dtype),
             jax.ShapeDtypeStruct(keys.shape, keys.dtype),
             jax.ShapeDtypeStruct(values.shape, values.dtype),
         ),

@@ -41,7 +41,7 @@ class PagedKV:
     """The KV cache of one traced step: `attend` reads and writes layer after layer, `layers` is the cache afterwards.
 
     Args:
-        layers: for each layer keys and values, `[num_blocks, kv_heads, block_size, head_dim]`.
+        layers: for each layer keys and values, `[num_blocks, kv_heads, block_size, head_dim]` where `attend` is called.
         step: positions and block tables.
         kind: which implementation reads the cache: "tiled", "gather", "mosaic" or the name of a native kernel.
 
@@ -73,7 +73,7 @@ def copy_blocks(kv: tuple[Array, ...], source: Array, target: Array) -> tuple[Ar
     """Copy whole blocks, in all layers.
 
     Args:
-        kv: each `[num_blocks, kv_heads, block_size, head_dim]`.
+        kv: each `[num_blocks, ...]`.
         source, target: int32 `[N]`; no block is both read and written, except that the null block pads both.
     """
     return tuple(array.at[target].set(array.at[source].get(mode="promise_in_bounds"), mode="promise_in_bounds") for array in kv)

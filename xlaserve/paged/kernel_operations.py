@@ -27,7 +27,8 @@ class KernelOperations:
     """`xlaserve.models.operations.Operations` on the CPU kernels.
 
     Args:
-        cache: the cache of the step, which `attention` reads and writes layer after layer.
+        cache: the cache of the step, which `attention` reads and writes layer after layer; keys of a layer are
+            `[num_blocks, kv_heads, head_dim, block_size]`.
         lengths: int32 `[S]`, how many places of each row hold a token. None where every place counts.
         sequences: int32, how many tokens there are of each sequence: as `lengths`, unless all share one row of places.
     """

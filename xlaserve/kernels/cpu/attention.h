@@ -5,7 +5,8 @@
 // one order that follows from a query's position alone: what comes out does not depend on the rows beside it, on the number of threads, nor
 // on whether a token came in a chunk or alone.
 //
-// Scores are computed with lanes over keys, from a transposed copy of 64 keys; sums of values with lanes over the head's numbers.
+// Scores are computed with lanes over keys, which lie side by side in their blocks; sums of values with lanes over the head's numbers. What a
+// thread reads it asks for some time before, across segments and tasks: it knows the task that it takes next.
 //
 // Included once for each instruction set, inside a namespace of its own, after "simd.h".
 
@@ -17,14 +18,15 @@ using ::xlaserve::Pool;
 using ::xlaserve::ThreadBytes;
 
 constexpr int kSegment = 256;
-constexpr int kPiece = 64;                    // keys that are transposed together
+constexpr int kPiece = 64;                    // keys whose scores are computed together
+constexpr int kStrips = kSegment / Floats::kLanes;  // a strip: keys that fill a vector
 constexpr int kWeightStride = kSegment + 16;  // rows of weights do not fall on the same lines of the cache
 constexpr int kTileRows = 6;                  // query rows of a register tile
 constexpr int kTaskRows = 96;                 // query rows of a task, where a group of heads has no more
-constexpr int kAhead = 64;                    // values that are on their way while one is added
+constexpr int kAhead = 4;                     // strips on their way while one is computed with: 2 to 8 are as fast, 16 slower
 constexpr float kMasked = -1e30f;
 
-inline void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+__attribute__((always_inline)) inline void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 inline int64_t DividedUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -71,16 +73,32 @@ inline void ForTiles(int64_t rows, const F& f) {
   }
 }
 
-// weights[r][0 .. N * lanes) = the products of R queries with as many keys, `keys` being [D, kPiece].
-template <int R, int N>
-inline void Scores(const float* queries, int64_t dim, const float* keys, float* weights) {
+// Calls f.operator()<N>() for the widths from N down to 1.
+template <int N, typename F>
+inline void ForWidths(const F& f) {
+  f.template operator()<N>();
+  if constexpr (N > 1) ForWidths<N / 2>(f);
+}
+
+// weights[r][0 .. N * lanes) = the products of R queries with N strips of keys, a strip being [D, lanes] with rows that are `stride` apart.
+// Meanwhile the strips `ahead` come into the cache, where it is not null.
+template <int R, int N, typename T>
+inline void Scores(const float* queries, int64_t dim, const T* const* strips, int64_t stride, const T* const* ahead, float* weights) {
+  constexpr int kLine = std::max<int>(1, 64 / (Floats::kLanes * sizeof(T)));  // rows of a strip in a line of the cache
+  const T* keys[N];
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) keys[n] = strips[n];
   Floats sums[R * N];
 #pragma GCC unroll 32
   for (auto& sum : sums) sum = Zero();
   for (int64_t d = 0; d < dim; ++d) {
     Floats k[N];
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) k[n] = Load(keys + d * kPiece + n * Floats::kLanes);
+    for (int n = 0; n < N; ++n) k[n] = Load(keys[n] + d * stride);
+    if (ahead != nullptr && d % kLine == 0) {
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) Prefetch(ahead[n] + d * Floats::kLanes);
+    }
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
       const Floats q = Set(queries[r * dim + d]);
@@ -125,18 +143,23 @@ struct Partial {
 };
 
 // out[r] = out[r] * kept + (weights[r] @ values) * added, for R rows and N vectors across; `rest`: numbers in the vector, where N is 1.
+// A strip of values is [lanes, D]. Meanwhile as much of the strips `ahead` comes into the cache, where it is not null.
 template <int R, int N, typename T>
-inline void AddValues(const float* weights, const T* values, const int64_t* places, int64_t first, int64_t last, const Shares* shares,
-                      float* out, int64_t stride, int64_t rest) {
+inline void AddValues(const float* weights, const T* const* strips, int64_t dim, int64_t d, int64_t first, int64_t last,
+                      const T* const* ahead, const Shares* shares, float* out, int64_t stride) {
+  constexpr int kLanes = Floats::kLanes;
   Floats sums[R * N];
 #pragma GCC unroll 32
   for (auto& sum : sums) sum = Zero();
-  const auto step = [&](int64_t key, auto load) __attribute__((always_inline)) {
+  const auto step = [&](int64_t key, const T* values, const T* next, auto load) __attribute__((always_inline)) {
     Floats v[N];
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) {
-      v[n] = load(values + places[key] + n * Floats::kLanes);
-      if (n * Floats::kLanes * sizeof(T) % 64 == 0) Prefetch(values + places[key + kAhead] + n * Floats::kLanes);
+    for (int n = 0; n < N; ++n) v[n] = load(values + n * kLanes);
+    if (ahead != nullptr) {
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) {
+        if (n * kLanes * sizeof(T) % 64 == 0) Prefetch(next + n * kLanes);
+      }
     }
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
@@ -145,16 +168,25 @@ inline void AddValues(const float* weights, const T* values, const int64_t* plac
       for (int n = 0; n < N; ++n) sums[r * N + n] = MultiplyAdd(w, v[n], sums[r * N + n]);
     }
   };
-  if (N > 1 || rest >= Floats::kLanes) {
-    for (int64_t key = first; key < last; ++key) step(key, [](const T* p) { return Load(p); });
+  const auto all = [&](auto load) __attribute__((always_inline)) {
+    for (int64_t key = first; key < last;) {
+      const int64_t strip = key / kLanes, stop = std::min(last, (strip + 1) * kLanes);
+      int64_t at = key % kLanes * dim + d;
+      const T* const values = strips[strip];
+      const T* const next = ahead == nullptr ? values : ahead[strip];
+      for (; key < stop; ++key, at += dim) step(key, values + at, next + at, load);
+    }
+  };
+  if (N > 1 || dim - d >= kLanes) {
+    all([](const T* p) { return Load(p); });
   } else {
-    for (int64_t key = first; key < last; ++key) step(key, [&](const T* p) { return LoadFirst(p, static_cast<int>(rest)); });
+    all([&](const T* p) { return LoadFirst(p, static_cast<int>(dim - d)); });
   }
 #pragma GCC unroll 6
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
-      float* const at = out + r * stride + n * Floats::kLanes;
+      float* const at = out + r * stride + n * kLanes;
       Store(at, MultiplyAdd(Load(at), Set(shares[r].kept), sums[r * N + n] * Set(shares[r].added)));
     }
   }
@@ -225,8 +257,9 @@ class PagedAttention {
         }
       });
     }
-    pool.Run(tasks, [&](int64_t task) {
-      if (!Compute(task)) memory.store(false, std::memory_order_relaxed);
+    tasks_ = tasks;
+    pool.Run(std::min<int64_t>(tasks, pool.threads()), [&](int64_t) {
+      if (!Work()) memory.store(false, std::memory_order_relaxed);
     });
     return memory.load();
   }
@@ -242,14 +275,30 @@ class PagedAttention {
     int64_t first_task;
   };
 
+  // A segment of keys that a task reads.
+  struct Reading {
+    const Span* span;
+    int64_t head;
+    int64_t part;  // of the span's segments
+    bool begins;   // whether its task begins with it
+    bool ends;
+    int64_t first;  // keys of the segment that any token sees
+    int64_t last;
+    const T* keys[kStrips];
+    const T* values[kStrips];
+    const T* lines[2 * kStrips + kAhead];  // what the thread reads from here on, strip by strip: keys, values and those of what comes next
+
+    int64_t first_strip() const { return first / Floats::kLanes; }
+    int64_t strips() const { return DividedUp(last, Floats::kLanes) - first_strip(); }
+  };
+
   // What a thread computes with.
-  struct Work {
+  struct Memory {
     float* queries;   // [rows, D]
-    float* keys;      // [D, kPiece]
     float* weights;   // [rows, kWeightStride]
     Shares* shares;   // [rows]
     Partial running;  // of all segments so far
-    alignas(64) int64_t places[kSegment + kAhead];  // where each key of the segment begins in its cache
+    T* gathered;      // [2, kSegment, D], where blocks are smaller than a strip
   };
 
   int64_t PartialFloats() const { return DividedUp(task_rows_ * (stride_ + 2), 16) * 16; }
@@ -269,10 +318,9 @@ class PagedAttention {
     return {row, first, tokens, segment, Position(row, first + tokens - 1) / kSegment + 1 - segment, 0};
   }
 
-  // Where a key or value of a head is in its cache.
-  int64_t Place(int64_t row, int64_t position, int64_t head) const {
-    const int64_t block = a_.block_tables[row * a_.width + position / a_.block_size];
-    return ((block * a_.kv_heads + head) * a_.block_size + (position & (a_.block_size - 1))) * dim_;
+  // Where the keys or values of a head begin, of the block that holds this position.
+  int64_t BlockAt(int64_t row, int64_t position, int64_t head) const {
+    return (a_.block_tables[row * a_.width + position / a_.block_size] * a_.kv_heads + head) * a_.block_size * dim_;
   }
 
   const T* Projected(int64_t row, int64_t token, int64_t head) const {
@@ -322,9 +370,13 @@ class PagedAttention {
   }
 
   void WriteKeyAndValue(int64_t row, int64_t token, int64_t head) const {
-    const int64_t place = Place(row, Position(row, token), head);
-    NormAndRotate(Projected(row, token, a_.heads + head), a_.k_norm, row, token, 1.0f, keys_ + place);
-    std::memcpy(values_ + place, Projected(row, token, a_.heads + a_.kv_heads + head), dim_ * sizeof(T));
+    const int64_t position = Position(row, token), at = position & (a_.block_size - 1), block = BlockAt(row, position, head);
+    // Nothing is yet where the result of these queries will be.
+    T* const key = OutAt(row, token, head * group_);
+    NormAndRotate(Projected(row, token, a_.heads + head), a_.k_norm, row, token, 1.0f, key);
+    T* const to = keys_ + block + at;
+    for (int64_t d = 0; d < dim_; ++d) to[d * a_.block_size] = key[d];
+    std::memcpy(values_ + block + at * dim_, Projected(row, token, a_.heads + a_.kv_heads + head), dim_ * sizeof(T));
   }
 
   // Where the queries of a group are, [N, group, D] for each key head.
@@ -340,42 +392,118 @@ class PagedAttention {
     }
   }
 
-  bool Compute(int64_t task) const {
-    const Span& span = *(std::upper_bound(spans_, spans_ + count_, task, [](int64_t t, const Span& s) { return t < s.first_task; }) - 1);
-    const int64_t parts = split_ ? span.segments : 1;
-    const int64_t head = (task - span.first_task) / parts, part = (task - span.first_task) % parts;
+  // Takes tasks until there are none. Whether there was memory for it.
+  bool Work() {
+    const int64_t small = a_.block_size < Floats::kLanes ? 2 * kSegment * dim_ * sizeof(T) / sizeof(float) : 0;
     const int64_t own = alone_ ? group_ * dim_ : 0;
-    float* const memory = static_cast<float*>(
-        ThreadBytes((PartialFloats() + kPiece * dim_ + task_rows_ * (kWeightStride + 2) + own) * sizeof(float)));
-    if (memory == nullptr) return false;
-    Work work;
-    work.keys = memory;
-    work.weights = work.keys + kPiece * dim_;
-    work.running = PartialAt(work.weights + task_rows_ * kWeightStride);
-    work.shares = reinterpret_cast<Shares*>(work.running.out + PartialFloats());
-    if (alone_) {
-      work.queries = reinterpret_cast<float*>(work.shares + task_rows_);
-      PrepareQueries(span.row, 0, head, work.queries);
-      // Only the last segment has the token's own key.
-      if (part == parts - 1) WriteKeyAndValue(span.row, 0, head);
-    } else {
-      work.queries = QueriesAt(span.row, head, span.first);
+    float* const bytes = static_cast<float*>(ThreadBytes((PartialFloats() + task_rows_ * (kWeightStride + 2) + own + small) * sizeof(float)));
+    if (bytes == nullptr) return false;
+    Memory memory;
+    memory.weights = bytes;
+    memory.running = PartialAt(memory.weights + task_rows_ * kWeightStride);
+    memory.shares = reinterpret_cast<Shares*>(memory.running.out + PartialFloats());
+    memory.queries = reinterpret_cast<float*>(memory.shares + task_rows_);
+    memory.gathered = reinterpret_cast<T*>(memory.queries + own);
+
+    Reading readings[2];
+    Reading *now = &readings[0], *next = &readings[1];
+    if (!Take(*now)) return true;
+    for (int64_t i = 0; i < std::min<int64_t>(kAhead, 2 * now->strips()); ++i) {
+      for (int64_t d = 0; d < dim_ * Floats::kLanes; d += 64 / sizeof(T)) Prefetch(now->lines[i] + d);
     }
-    const int64_t rows = span.tokens * group_;
-    if (parts == 1) {
-      work.running.Clear(rows, stride_);
-      for (int64_t i = 0; i < span.segments; ++i) AddSegment(span, head, span.segment + i, work);
-      Finish(span, head, work.running);
-      return true;
+    for (bool more = true; more; std::swap(now, next)) {
+      more = now->ends ? Take(*next) : Follow(*now, *next);
+      const int64_t mine = 2 * now->strips(), others = more ? 2 * next->strips() : 0;
+      for (int64_t i = 0; i < kAhead; ++i) now->lines[mine + i] = i < others ? next->lines[i] : now->lines[mine - 1];
+      Compute(*now, memory);
     }
-    float* const partials = partials_ + (span.first_task + head * parts) * PartialFloats();
-    work.running = PartialAt(partials + part * PartialFloats());
-    work.running.Clear(rows, stride_);
-    AddSegment(span, head, span.segment + part, work);
+    return true;
+  }
+
+  // The next task that nobody has taken; false where there is none.
+  bool Take(Reading& reading) {
+    // The last tokens of a chunk see the most: what is taken at the end, when threads wait for each other, is small.
+    const int64_t task = tasks_ - 1 - next_.fetch_add(1, std::memory_order_relaxed);
+    if (task < 0) return false;
+    const Span* const span = std::upper_bound(spans_, spans_ + count_, task, [](int64_t t, const Span& s) { return t < s.first_task; }) - 1;
+    const int64_t parts = split_ ? span->segments : 1;
+    reading.span = span;
+    reading.head = (task - span->first_task) / parts;
+    reading.part = (task - span->first_task) % parts;
+    reading.begins = true;
+    reading.ends = split_ || span->segments == 1;
+    Look(reading);
+    return true;
+  }
+
+  // The task's segment after this one.
+  bool Follow(const Reading& reading, Reading& next) const {
+    next.span = reading.span;
+    next.head = reading.head;
+    next.part = reading.part + 1;
+    next.begins = false;
+    next.ends = next.part + 1 == next.span->segments;
+    Look(next);
+    return true;
+  }
+
+  // Fills in what a segment's place says.
+  void Look(Reading& reading) const {
+    constexpr int64_t kLanes = Floats::kLanes;
+    const Span& span = *reading.span;
+    const int64_t base = (span.segment + reading.part) * kSegment;
+    reading.first = std::clamp<int64_t>(FirstSeen(Position(span.row, span.first)) - base, 0, kSegment);
+    reading.last = std::clamp<int64_t>(Position(span.row, span.first + span.tokens - 1) + 1 - base, 0, kSegment);
+    const int64_t begin = reading.first_strip(), strips = reading.strips();
+    for (int64_t i = 0; i < strips; ++i) {
+      const int64_t position = base + std::max((begin + i) * kLanes, reading.first), at = position & (a_.block_size - 1) & -kLanes;
+      const int64_t block = BlockAt(span.row, position, reading.head);
+      reading.keys[begin + i] = keys_ + block + at;
+      reading.values[begin + i] = values_ + block + at * dim_;
+      reading.lines[i] = keys_ + block + at * dim_;
+      reading.lines[strips + i] = values_ + block + at * dim_;
+    }
+  }
+
+  // Copies a segment from blocks that are smaller than a strip.
+  void Gather(Reading& reading, T* keys) const {
+    T* const values = keys + kSegment * dim_;
+    const int64_t base = (reading.span->segment + reading.part) * kSegment;
+    for (int64_t key = reading.first; key < reading.last; ++key) {
+      const int64_t at = (base + key) & (a_.block_size - 1), block = BlockAt(reading.span->row, base + key, reading.head);
+      for (int64_t d = 0; d < dim_; ++d) keys[d * kSegment + key] = keys_[block + d * a_.block_size + at];
+      std::memcpy(values + key * dim_, values_ + block + at * dim_, dim_ * sizeof(T));
+    }
+    for (int64_t strip = reading.first_strip(); strip < reading.first_strip() + reading.strips(); ++strip) {
+      reading.keys[strip] = keys + strip * Floats::kLanes;
+      reading.values[strip] = values + strip * Floats::kLanes * dim_;
+    }
+  }
+
+  void Compute(Reading& reading, Memory& memory) const {
+    const Span& span = *reading.span;
+    const int64_t head = reading.head, rows = span.tokens * group_;
+    float* const partials = partials_ + (span.first_task + head * span.segments) * PartialFloats();
+    if (reading.begins) {
+      if (alone_) {
+        PrepareQueries(span.row, 0, head, memory.queries);
+      } else {
+        memory.queries = QueriesAt(span.row, head, span.first);
+      }
+      if (split_) memory.running = PartialAt(partials + reading.part * PartialFloats());
+      memory.running.Clear(rows, stride_);
+    }
+    // Only the last segment has the token's own key.
+    if (alone_ && reading.part == span.segments - 1) WriteKeyAndValue(span.row, 0, head);
+    AddSegment(reading, memory);
+    if (!split_) {
+      if (reading.ends) Finish(span, head, memory.running);
+      return;
+    }
     // Who ends last merges them all.
-    if (open_[(&span - spans_) * a_.kv_heads + head].fetch_sub(1, std::memory_order_acq_rel) != 1) return true;
+    if (open_[(&span - spans_) * a_.kv_heads + head].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     const Partial merged = PartialAt(partials);
-    for (int64_t i = 1; i < parts; ++i) {
+    for (int64_t i = 1; i < span.segments; ++i) {
       const Partial next = PartialAt(partials + i * PartialFloats());
       for (int64_t row = 0; row < rows; ++row) {
         if (next.totals[row] == 0) continue;  // this row sees nothing of the segment
@@ -387,7 +515,6 @@ class PagedAttention {
       }
     }
     Finish(span, head, merged);
-    return true;
   }
 
   void Finish(const Span& span, int64_t head, const Partial& whole) const {
@@ -399,8 +526,9 @@ class PagedAttention {
   }
 
   // Joins a segment to what is running.
-  void AddSegment(const Span& span, int64_t head, int64_t segment, Work& work) const {
-    const int64_t base = segment * kSegment;
+  void AddSegment(Reading& reading, Memory& memory) const {
+    const Span& span = *reading.span;
+    const int64_t base = (span.segment + reading.part) * kSegment;
     // Of each token, the keys of the segment that it sees; positions rise, so tokens that see any follow each other.
     const auto low = [&](int64_t token) {
       return std::clamp<int64_t>(FirstSeen(Position(span.row, span.first + token)) - base, 0, kSegment);
@@ -409,79 +537,61 @@ class PagedAttention {
     int64_t begin = 0, end = span.tokens;
     while (begin < end && high(begin) == 0) ++begin;
     while (begin < end && low(end - 1) == kSegment) --end;
-    if (begin == end) return;
-    const int64_t first = low(begin), last = high(end - 1);
 
-    // Places beside those that are seen are computed from a seen key and masked.
-    const int64_t around = first / kPiece * kPiece, ceiling = DividedUp(last, kPiece) * kPiece;
-    for (int64_t key = first; key < last;) {
-      int64_t place = Place(span.row, base + key, head);
-      const int64_t stop = std::min(last, key + a_.block_size - ((base + key) & (a_.block_size - 1)));
-      for (; key < stop; ++key, place += dim_) work.places[key] = place;
-    }
-    std::fill(work.places + around, work.places + first, work.places[first]);
-    std::fill(work.places + last, work.places + ceiling + kAhead, work.places[last - 1]);
-
+    const bool small = a_.block_size < Floats::kLanes;
+    if (small) Gather(reading, memory.gathered);
+    const int64_t stride = small ? kSegment : a_.block_size;
+    constexpr int64_t kEach = kPiece / Floats::kLanes;
+    const int64_t first = reading.first_strip(), last = first + reading.strips();
+    const T* const* const ahead = reading.lines + kAhead - first;
     int64_t from = begin, to = begin;
-    for (int64_t piece = around; piece < last; piece += kPiece) {
-      while (from < end && high(from) <= piece) ++from;
+    for (int64_t strip = first; strip < last;) {
+      const int64_t stop = std::min(last, (strip / kEach + 1) * kEach);
+      while (from < end && high(from) <= strip * Floats::kLanes) ++from;
       to = std::max(to, from);
-      while (to < end && low(to) < piece + kPiece) ++to;
-      if (from == to) continue;
-      const int64_t count = std::min<int64_t>(kPiece, DividedUp(last - piece, Floats::kLanes) * Floats::kLanes);
-      // Meanwhile comes what is read next: the keys after these, or the first values.
-      const T* const next = piece + kPiece < last ? keys_ : values_;
-      Transpose(work.places + piece, count, next, work.places + (piece + kPiece < last ? piece + kPiece : around), work.keys);
-      const float* const queries = work.queries + from * group_ * dim_;
-      float* const weights = work.weights + from * group_ * kWeightStride + piece;
+      while (to < end && low(to) < stop * Floats::kLanes) ++to;
+      const float* const queries = memory.queries + from * group_ * dim_;
+      float* const weights = memory.weights + from * group_ * kWeightStride;
       ForTiles((to - from) * group_, [&]<int R>(int64_t row) {
-        constexpr int N = Across(R);
-        for (int64_t key = 0; key < count; key += N * Floats::kLanes) {
-          Scores<R, N>(queries + row * dim_, dim_, work.keys + key, weights + row * kWeightStride + key);
-        }
+        int64_t s = strip;
+        const auto add = [&]<int N>() {
+          for (; s + N <= stop; s += N) {
+            Scores<R, N>(queries + row * dim_, dim_, reading.keys + s, stride, row == 0 ? ahead + s : nullptr,
+                         weights + row * kWeightStride + s * Floats::kLanes);
+          }
+        };
+        ForWidths<Across(R)>(add);
       });
+      strip = stop;
     }
 
     ForTiles((end - begin) * group_, [&]<int R>(int64_t tile) {
       const int64_t row = begin * group_ + tile;
       const int64_t lowest = low(row / group_), highest = high((row + R - 1) / group_);
-      for (int64_t i = row; i < row + R; ++i) Softmax(low(i / group_), high(i / group_), lowest, highest, i, work);
-      const float* const weights = work.weights + row * kWeightStride;
-      float* const out = work.running.out + row * stride_;
+      for (int64_t i = row; i < row + R; ++i) Softmax(low(i / group_), high(i / group_), lowest, highest, i, memory);
+      const float* const weights = memory.weights + row * kWeightStride;
+      float* const out = memory.running.out + row * stride_;
       int64_t d = 0;
       const auto add = [&]<int N>() {
         for (; d + N * Floats::kLanes <= dim_ || (N == 1 && d < dim_); d += N * Floats::kLanes) {
-          AddValues<R, N>(weights, values_ + d, work.places, lowest, highest, work.shares + row, out + d, stride_, dim_ - d);
+          AddValues<R, N>(weights, reading.values, dim_, d, lowest, highest, tile == 0 ? ahead + reading.strips() : nullptr,
+                          memory.shares + row, out + d, stride_);
         }
       };
-      constexpr int N = Across(R);
-      add.template operator()<N>();
-      if constexpr (N > 2) add.template operator()<2>();
-      if constexpr (N > 1) add.template operator()<1>();
+      ForWidths<Across(R)>(add);
     });
   }
 
-  // `out` [D, kPiece] gets `count` keys, while as much of `next` comes into the cache.
-  void Transpose(const int64_t* places, int64_t count, const T* next, const int64_t* next_places, float* out) const {
-    constexpr int64_t kLine = 64 / sizeof(T);
-    const T* rows[kPiece];
-    for (int64_t i = 0; i < count; ++i) rows[i] = keys_ + places[i];
-    for (int64_t i = 0; i < count; i += Floats::kLanes) {
-      for (int64_t d = 0; d < dim_; d += 4) {
-        if (d % kLine == 0) {
-          for (int64_t j = i; j < i + Floats::kLanes; ++j) Prefetch(next + next_places[j] + d);
-        }
-        TransposeFour(rows + i, d, out + d * kPiece + i, kPiece);
-      }
-    }
-  }
-
   // From scores to weights of the keys in [low, high), and 0 for the others in [lowest, highest).
-  void Softmax(int64_t low, int64_t high, int64_t lowest, int64_t highest, int64_t row, Work& work) const {
+  void Softmax(int64_t low, int64_t high, int64_t lowest, int64_t highest, int64_t row, Memory& memory) const {
     constexpr int kLanes = Floats::kLanes;
-    float* const weights = work.weights + row * kWeightStride;
+    float* const weights = memory.weights + row * kWeightStride;
     const int64_t start = low / kLanes * kLanes, stop = DividedUp(high, kLanes) * kLanes;
-    const auto seen = [&](int64_t key) { return Between(static_cast<int>(low - key), static_cast<int>(high - key)); };
+    // Scores of keys that are not seen are anything. Nearly all vectors have none of them.
+    const auto seen = [&](int64_t key, Floats x, Floats other) {
+      if (low <= key && key + kLanes <= high) return x;
+      return Select(Between(static_cast<int>(low - key), static_cast<int>(high - key)), x, other);
+    };
     Floats peaks = Set(kMasked);
     for (int64_t key = start; key < stop; key += kLanes) {
       Floats score = Load(weights + key);
@@ -489,18 +599,18 @@ class PagedAttention {
         score = Tanh(score * Set(1.0f / a_.softcap)) * Set(a_.softcap);
         Store(weights + key, score);
       }
-      peaks = Max(Select(seen(key), score, Set(kMasked)), peaks);
+      peaks = Max(seen(key, score, Set(kMasked)), peaks);
     }
     const float peak = MaxOf(peaks);
     Floats totals = Zero();
     for (int64_t key = start; key < stop; key += kLanes) {
-      const Floats weight = Select(seen(key), Exp(Load(weights + key) - Set(peak)), Zero());
+      const Floats weight = seen(key, Exp(Load(weights + key) - Set(peak)), Zero());
       Store(weights + key, weight);
       totals = totals + weight;
     }
     if (lowest < start) std::fill(weights + lowest, weights + start, 0.0f);
     if (highest > stop) std::fill(weights + stop, weights + highest, 0.0f);
-    work.shares[row] = work.running.Join(row, peak, Sum(totals));
+    memory.shares[row] = memory.running.Join(row, peak, Sum(totals));
   }
 
   const AttentionArgs& a_;
@@ -521,6 +631,8 @@ class PagedAttention {
   Span* spans_ = nullptr;
   std::atomic<int32_t>* open_ = nullptr;
   int64_t count_ = 0;
+  int64_t tasks_ = 0;
+  alignas(64) std::atomic<int64_t> next_{0};
 };
 
 // Whether there was memory for it.

@@ -22,7 +22,7 @@ struct AttentionArgs {
   const void* qkv;              // [N, (H + 2 KH) D]
   const float* cos;             // [N, D / 2]
   const float* sin;             // [N, D / 2]
-  void* keys;                   // [blocks, KH, block_size, D], written in place
+  void* keys;                   // [blocks, KH, D, block_size], written in place
   void* values;                 // [blocks, KH, block_size, D], written in place
   const int32_t* block_tables;  // [S, P]
   const int32_t* positions;     // [N]; those of a row's real tokens follow each other

@@ -69,12 +69,12 @@ ffi::Error Attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cos, ffi::AnyBuffer sin,
   const auto type = qkv.element_type();
   if (type != ffi::F32 && type != ffi::BF16) return Wrong("qkv", "is neither float32 nor bfloat16");
   if (qkv.dimensions().size() != 3) return Wrong("qkv", "is " + Shape(qkv.dimensions()) + ", not [rows, length, numbers]");
-  if (keys.dimensions().size() != 4) return Wrong("keys", "is " + Shape(keys.dimensions()) + ", not [blocks, kv_heads, block_size, head_dim]");
+  if (keys.dimensions().size() != 4) return Wrong("keys", "is " + Shape(keys.dimensions()) + ", not [blocks, kv_heads, head_dim, block_size]");
   if (block_tables.dimensions().size() != 2) return Wrong("block_tables", "is " + Shape(block_tables.dimensions()) + ", not [rows, blocks]");
   // One row of places for several sequences is shared by them: their tokens follow one another.
   const int64_t lines = qkv.dimensions()[0], length = qkv.dimensions()[1];
   const int64_t rows = lines == 1 ? block_tables.dimensions()[0] : lines, width = block_tables.dimensions()[1];
-  const int64_t blocks = keys.dimensions()[0], kv_heads = keys.dimensions()[1], size = keys.dimensions()[2], dim = keys.dimensions()[3];
+  const int64_t blocks = keys.dimensions()[0], kv_heads = keys.dimensions()[1], dim = keys.dimensions()[2], size = keys.dimensions()[3];
   if (size < 1 || (size & (size - 1)) != 0) return Wrong("keys", "has blocks of " + std::to_string(size) + ", which is no power of two");
   if (dim < 8 || dim % 8 != 0) return Wrong("keys", "has heads of " + std::to_string(dim) + " numbers, which is no multiple of 8");
   if (kv_heads < 1 || heads < kv_heads || heads % kv_heads != 0) {
@@ -86,7 +86,7 @@ ffi::Error Attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cos, ffi::AnyBuffer sin,
            CheckBuffer("qkv", qkv, type, {lines, length, (heads + 2 * kv_heads) * dim}),
            CheckBuffer("cos", cos, ffi::F32, {lines, length, dim / 2}),
            CheckBuffer("sin", sin, ffi::F32, {lines, length, dim / 2}),
-           CheckBuffer("keys", keys, type, {blocks, kv_heads, size, dim}),
+           CheckBuffer("keys", keys, type, {blocks, kv_heads, dim, size}),
            CheckBuffer("values", values, type, {blocks, kv_heads, size, dim}),
            CheckBuffer("block_tables", block_tables, ffi::S32, {rows, width}),
            CheckBuffer("positions", positions, ffi::S32, {lines, length}),

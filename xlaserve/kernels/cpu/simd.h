@@ -69,30 +69,6 @@ inline float MaxOf(Floats x) {
   return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
 }
 
-// Four numbers of each of the rows i, i + 4, i + 8 and i + 12, side by side.
-inline __m512 Quarters(const float* const* rows, int i, int64_t at) {
-  __m512 x = _mm512_castps128_ps512(_mm_loadu_ps(rows[i] + at));
-  x = _mm512_mask_broadcast_f32x4(x, 0x00f0, _mm_loadu_ps(rows[i + 4] + at));
-  x = _mm512_mask_broadcast_f32x4(x, 0x0f00, _mm_loadu_ps(rows[i + 8] + at));
-  return _mm512_mask_broadcast_f32x4(x, 0xf000, _mm_loadu_ps(rows[i + 12] + at));
-}
-inline __m512 Quarters(const Bf16* const* rows, int i, int64_t at) {
-  const auto quad = [&](int row) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows[row] + at)); };
-  const __m128i low = _mm_unpacklo_epi64(quad(i), quad(i + 4)), high = _mm_unpacklo_epi64(quad(i + 8), quad(i + 12));
-  return Widen(_mm256_set_m128i(high, low));
-}
-// Turns four columns of kLanes rows into rows: out + j * stride gets column at + j.
-template <typename T>
-inline void TransposeFour(const T* const* rows, int64_t at, float* out, int64_t stride) {
-  const __m512 a = Quarters(rows, 0, at), b = Quarters(rows, 1, at), c = Quarters(rows, 2, at), d = Quarters(rows, 3, at);
-  const __m512d ab0 = _mm512_castps_pd(_mm512_unpacklo_ps(a, b)), ab1 = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
-  const __m512d cd0 = _mm512_castps_pd(_mm512_unpacklo_ps(c, d)), cd1 = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
-  _mm512_storeu_ps(out, _mm512_castpd_ps(_mm512_unpacklo_pd(ab0, cd0)));
-  _mm512_storeu_ps(out + stride, _mm512_castpd_ps(_mm512_unpackhi_pd(ab0, cd0)));
-  _mm512_storeu_ps(out + 2 * stride, _mm512_castpd_ps(_mm512_unpacklo_pd(ab1, cd1)));
-  _mm512_storeu_ps(out + 3 * stride, _mm512_castpd_ps(_mm512_unpackhi_pd(ab1, cd1)));
-}
-
 #else
 
 struct Floats {
@@ -162,26 +138,6 @@ inline float MaxOf(Floats x) {
   __m128 q = _mm_max_ps(_mm256_castps256_ps128(x.v), _mm256_extractf128_ps(x.v, 1));
   q = _mm_max_ps(q, _mm_movehl_ps(q, q));
   return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
-}
-
-// Four numbers of each of the rows i and i + 4, side by side.
-inline __m256 Halves(const float* const* rows, int i, int64_t at) {
-  return _mm256_set_m128(_mm_loadu_ps(rows[i + 4] + at), _mm_loadu_ps(rows[i] + at));
-}
-inline __m256 Halves(const Bf16* const* rows, int i, int64_t at) {
-  const auto quad = [&](int row) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows[row] + at)); };
-  return Widen(_mm_unpacklo_epi64(quad(i), quad(i + 4)));
-}
-// Turns four columns of kLanes rows into rows: out + j * stride gets column at + j.
-template <typename T>
-inline void TransposeFour(const T* const* rows, int64_t at, float* out, int64_t stride) {
-  const __m256 a = Halves(rows, 0, at), b = Halves(rows, 1, at), c = Halves(rows, 2, at), d = Halves(rows, 3, at);
-  const __m256d ab0 = _mm256_castps_pd(_mm256_unpacklo_ps(a, b)), ab1 = _mm256_castps_pd(_mm256_unpackhi_ps(a, b));
-  const __m256d cd0 = _mm256_castps_pd(_mm256_unpacklo_ps(c, d)), cd1 = _mm256_castps_pd(_mm256_unpackhi_ps(c, d));
-  _mm256_storeu_ps(out, _mm256_castpd_ps(_mm256_unpacklo_pd(ab0, cd0)));
-  _mm256_storeu_ps(out + stride, _mm256_castpd_ps(_mm256_unpackhi_pd(ab0, cd0)));
-  _mm256_storeu_ps(out + 2 * stride, _mm256_castpd_ps(_mm256_unpacklo_pd(ab1, cd1)));
-  _mm256_storeu_ps(out + 3 * stride, _mm256_castpd_ps(_mm256_unpackhi_pd(ab1, cd1)));
 }
 
 #endif
