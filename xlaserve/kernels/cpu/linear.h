@@ -39,12 +39,6 @@ inline void Tile(const typename Op::X* const* x, const typename Op::W* const* w,
   Op::template AddLanes<MR * NR>(acc, out);
 }
 
-// Rows of weights that one part of the work has: of a gated layer as many rows of the gate as of what it gates.
-struct Panel {
-  int64_t first;
-  int64_t count;
-};
-
 template <typename Op>
 class Product {
  public:
@@ -52,33 +46,41 @@ class Product {
   using W = typename Op::W;
 
   explicit Product(const LinearArgs& args) : a_(args), weights_(static_cast<const W*>(args.weight)), halves_(args.gated() ? 2 : 1),
-        parts_(Op::kQuantizes ? 2 : 1) {}
+        outputs_(args.outputs / halves_) {}
 
   void Run(Pool& pool) {
     Prepare(pool);
-    const int64_t outputs = a_.outputs / halves_;
-    const int64_t row_bytes = a_.inputs * static_cast<int64_t>(sizeof(W)) * halves_;
-    const int64_t blocks = (a_.rows + kRowBlock - 1) / kRowBlock;
-    const int64_t block = (a_.rows + blocks - 1) / blocks;
-    // Few and large parts: small ones let threads end together, but then neighbours in memory are read by different cores, and what one
-    // core reads ahead is the other's (a fifth slower with eight parts a thread).
-    const int64_t fair = outputs * row_bytes / (2 * pool.threads());
-    const int64_t most = std::min(kMostDots / (block * parts_), kPanelBytes / row_bytes * halves_) / halves_;
-    const int64_t panel = std::max(std::min(fair / row_bytes, most) / kUnit * kUnit, kUnit);
-    const int64_t panels = (outputs + panel - 1) / panel;
-    pool.Run(panels * blocks, [&](int64_t part) {
-      // Threads go through the weights in the order in which they lie, the blocks of rows of one panel following each other.
-      const int64_t first = part / blocks * panel, row = part % blocks * block;
-      Compute({first, std::min(panel, outputs - first)}, row, std::min(block, a_.rows - row));
+    const int64_t blocks = (a_.rows + kRowBlock - 1) / kRowBlock, block = (a_.rows + blocks - 1) / blocks;
+    const int64_t count = OutputsOfPart(block, pool.threads());
+    const int64_t ahead = pool.threads() * count;
+    pool.Run((outputs_ + count - 1) / count * blocks, [&](int64_t part) {
+      // Threads go through the weights in the order in which they lie, the blocks of rows of one part of them following each other.
+      const int64_t first = part / blocks * count, row = part % blocks * block;
+      const int64_t some = std::min(count, outputs_ - first), rows = std::min(block, a_.rows - row);
+      if (a_.panels) {
+        for (int64_t n = first; n < first + some; n += kPanel) PanelOutputs(n, ahead, row, rows);
+      } else {
+        Outputs(first, some, row, rows);
+      }
     });
   }
 
  private:
-  static constexpr int64_t kUnit = kPanel;
   static constexpr int kRows = Op::kRows, kColumns = Op::kColumns;
+  static constexpr int64_t kParts = Op::kQuantizes ? 2 : 1;  // lines of prepared x that a row becomes
   static constexpr int64_t kRowBlock = 252;
-  static constexpr int64_t kPanelBytes = 256 << 10;
+  static constexpr int64_t kPartBytes = 256 << 10;
   static constexpr int64_t kMostDots = 1 << 15;
+
+  int64_t OutputsOfPart(int64_t block, int64_t threads) const {
+    if (a_.panels && block * kParts > kPanelRows) return kPanel;
+    const int64_t row_bytes = a_.inputs * static_cast<int64_t>(sizeof(W)) * halves_;
+    // Few and large parts: small ones let threads end together, but then neighbours in memory are read by different cores, and what one
+    // core reads ahead is the other's (a fifth slower with eight parts a thread).
+    const int64_t fair = outputs_ / (2 * threads);
+    const int64_t most = a_.panels ? kPartBytes / row_bytes : std::min(kMostDots / (block * kParts * halves_), kPartBytes / row_bytes);
+    return std::max<int64_t>(std::min(fair, most) / kPanel * kPanel, kPanel);
+  }
 
   // What x becomes before it is multiplied: normalized, and for int8 quantized. Where that is nothing, x itself.
   void Prepare(Pool& pool) {
@@ -89,9 +91,9 @@ class Product {
     }
     X* const prepared = static_cast<X*>(a_.x_scratch);
     const auto prepare = [&](int64_t i) {
-      X* const lines = prepared + i * parts_ * a_.padded_inputs();
+      X* const lines = prepared + i * kParts * a_.padded_inputs();
       Op::Prepare(a_, i, lines);
-      for (int64_t part = 0; part < parts_; ++part) x_[i * parts_ + part] = lines + part * a_.padded_inputs();
+      for (int64_t part = 0; part < kParts; ++part) x_[i * kParts + part] = lines + part * a_.padded_inputs();
     };
     if (a_.rows * a_.inputs <= 8192) {
       for (int64_t i = 0; i < a_.rows; ++i) prepare(i);
@@ -103,23 +105,42 @@ class Product {
     }
   }
 
-  void Compute(Panel panel, int64_t row, int64_t rows) const {
-    alignas(64) static thread_local typename Op::Sum out[kMostDots];
-    const int64_t width = panel.count * halves_;
-    for (int64_t half = 0; half < halves_; ++half) {
-      const W* const weights = weights_ + (panel.first + half * (a_.outputs / halves_)) * a_.inputs;
-      Columns(weights, panel.count, row * parts_, rows * parts_, width, out + half * panel.count);
+  // A panel's outputs of some rows. Each tile's dot products are finished while they are in the first-level cache.
+  void PanelOutputs(int64_t first, int64_t distance, int64_t row, int64_t rows) const {
+    using Words = typename Op::Panel;
+    constexpr int64_t kTileRows = kPanelRows / kParts;
+    alignas(64) typename Op::Sum out[kPanelRows * kPanel * 2];
+    const int64_t tiles = (rows + kTileRows - 1) / kTileRows, fewest = rows / tiles, larger = rows % tiles;
+    const int64_t steps = a_.inputs * static_cast<int64_t>(sizeof(W)) / 4, width = kPanel * halves_;
+    // The panel that this thread will probably compute next is asked for meanwhile, evenly over all tiles.
+    const int64_t fetch = tiles == 1 || first + distance >= outputs_ ? 0 : (16 + tiles - 1) / tiles;
+    const char* panel[2];
+    for (int64_t half = 0; half < halves_; ++half) panel[half] = reinterpret_cast<const char*>(weights_ + (first + half * outputs_) * a_.inputs);
+    int64_t ahead = distance * steps * 4;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t size = fewest + (tile < larger);
+      for (int64_t half = 0; half < halves_; ++half) {
+        PanelRows<Words, kPanelRows>(size * kParts, reinterpret_cast<const char* const*>(x_ + row * kParts), panel[half], steps,
+                                     out + half * kPanel, width, panel[half] + ahead, fetch);
+      }
+      for (int64_t m = 0; m < size; ++m) Finish(first, kPanel, row + m, out + m * kParts * width, width);
+      row += size;
+      ahead += steps / 8 * fetch * 64;
     }
-    for (int64_t m = 0; m < rows; ++m) Finish(panel, row + m, out + m * parts_ * width, width);
+  }
+
+  void Outputs(int64_t first, int64_t count, int64_t row, int64_t rows) const {
+    alignas(64) static thread_local typename Op::Sum out[kMostDots];
+    const int64_t width = count * halves_;
+    for (int64_t half = 0; half < halves_; ++half) {
+      Columns(weights_ + (first + half * outputs_) * a_.inputs, count, row * kParts, rows * kParts, width, out + half * count);
+    }
+    for (int64_t m = 0; m < rows; ++m) Finish(first, count, row + m, out + m * kParts * width, width);
   }
 
   // Dot products of `lines` lines of x with `count` rows of weights. A tile's weights meet all lines before the next ones are read, and the
   // lines are shared out evenly: tiles of a single line would wait for their loads.
   void Columns(const W* weights, int64_t count, int64_t line, int64_t lines, int64_t width, typename Op::Sum* out) const {
-    if (a_.panels) {
-      return PanelColumns<typename Op::Panel>(reinterpret_cast<const char*>(weights), count, a_.inputs * static_cast<int64_t>(sizeof(W)) / 4,
-                                              reinterpret_cast<const char* const*>(x_ + line), lines, width, out);
-    }
     const int64_t tiles = (lines + kRows - 1) / kRows, fewest = lines / tiles, larger = lines % tiles;
     for (int64_t n = 0; n < count; n += kColumns) {
       // What lies past the last row of weights is computed from the last one, and not kept.
@@ -147,24 +168,21 @@ class Product {
   }
 
   // From dot products to what is stored.
-  void Finish(Panel panel, int64_t row, typename Op::Sum* dots, int64_t width) const {
-    float* const y = Op::Scale(a_, row, panel.first, panel.count, halves_, dots, width);
-    const int64_t count = panel.count;
+  void Finish(int64_t first, int64_t count, int64_t row, typename Op::Sum* dots, int64_t width) const {
+    float* const y = Op::Scale(a_, row, first, count, halves_, dots, width);
     if (a_.bias != nullptr) {
-      for (int64_t half = 0; half < halves_; ++half) {
-        AddTo(y + half * count, a_.bf16, a_.bias, half * (a_.outputs / halves_) + panel.first, count);
-      }
+      for (int64_t half = 0; half < halves_; ++half) AddTo(y + half * count, a_.bf16, a_.bias, half * outputs_ + first, count);
     }
     Activate(a_.activation, y, y + count, count);
-    const int64_t at = a_.row(row) * (a_.outputs / halves_) + panel.first;
+    const int64_t at = a_.row(row) * outputs_ + first;
     if (a_.residual != nullptr) AddTo(y, a_.bf16, a_.residual, at, count);
     Store(a_.out_bf16, a_.y, at, y, count);
   }
 
   const LinearArgs& a_;
-  const W* weights_;
-  const int64_t halves_;  // 2 of a gated layer: what goes through the activation, and what that multiplies
-  const int64_t parts_;   // lines of prepared x that a row becomes
+  const W* const weights_;
+  const int64_t halves_;   // 2 of a gated layer: what goes through the activation, and what that multiplies
+  const int64_t outputs_;  // of each half
   const X** x_ = nullptr;
 };
 

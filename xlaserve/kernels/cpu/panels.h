@@ -108,24 +108,4 @@ inline void PanelRows(int64_t lines, const char* const* x, const char* panel, in
   }
 }
 
-// Dot products of `lines` lines of x with `count` outputs, from `panels` on; `inputs` is in words of 4 bytes.
-template <typename Op>
-inline void PanelColumns(const char* panels, int64_t count, int64_t steps, const char* const* x, int64_t lines, int64_t width,
-                         typename Op::Sum* __restrict out) {
-  const int64_t tiles = (lines + kPanelRows - 1) / kPanelRows, fewest = lines / tiles, larger = lines % tiles;
-  // The next panel is asked for while this one is computed, evenly over all tiles. A single tile reads as fast as memory goes without that.
-  const int64_t fetch = tiles == 1 ? 0 : (16 + tiles - 1) / tiles;
-  for (int64_t n = 0; n < count; n += kPanel) {
-    const char* const panel = panels + n * steps * 4;
-    const char* ahead = panel + kPanel * steps * 4;
-    int64_t m = 0;
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t size = fewest + (tile < larger);
-      PanelRows<Op, kPanelRows>(size, x + m, panel, steps, out + m * width + n, width, ahead, fetch);
-      ahead += steps / 8 * fetch * 64;
-      m += size;
-    }
-  }
-}
-
 }  // namespace
