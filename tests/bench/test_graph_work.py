@@ -75,6 +75,19 @@ def test_logits_are_made_for_one_token_of_each_row() -> None:
     assert work.kv_read_bytes == 0  # what a chunk computes it has at hand
 
 
+def test_the_last_layer_finishes_one_token_of_each_row() -> None:
+    last = {
+        "model.layers.1.self_attn.qkv_proj.weight": Stored((24, 8), 4),
+        "model.layers.1.self_attn.o_proj.weight": Stored((8, 12), 4),
+        "model.layers.1.mlp.down_proj.weight": Stored((8, 16), 4),
+    }
+    work = graph_work(MODEL, last, 4, [RowWork(0, 5), RowWork(0, 5)])
+    assert work.linear_flops == 10 * 2 * 24 * 8 + 2 * 2 * (8 * 12 + 8 * 16)
+    assert work.weight_bytes == 4 * (24 * 8 + 8 * 12 + 8 * 16)
+    # 15 pairs of a query and a key that it meets in the first layer, and 4 in the window of the second.
+    assert work.attention_flops == 2 * 4 * 4 * 3 * (15 + 4)
+
+
 def test_a_separate_head_is_read_instead_of_the_table() -> None:
     head = {**PARAMETERS, "lm_head.weight": Stored((100, 8), 2)}
     work = graph_work(replace(MODEL, tie_embeddings=False), head, 4, [RowWork(0, 3)])
@@ -90,10 +103,11 @@ def test_weights_are_read_once_and_kv_for_each_row() -> None:
 
 @given(st.integers(0, 50), st.integers(1, 30), st.one_of(st.none(), st.integers(1, 40)))
 def test_pairs_of_queries_and_keys_are_counted_right(start: int, length: int, window: int | None) -> None:
-    model = replace(MODEL, layers=(LayerAttention(window, Rope(1e4)),))
+    # In the last layer, of a window of 1, one query meets itself.
+    model = replace(MODEL, layers=(LayerAttention(window, Rope(1e4)), LayerAttention(1, Rope(1e4))))
     work = graph_work(model, {}, 4, [RowWork(start, length)])
     seen = {(query, key) for query in range(start, start + length) for key in range(query + 1) if window is None or key > query - window}
-    assert work.attention_flops == 4 * 4 * 3 * len(seen)
+    assert work.attention_flops == 4 * 4 * 3 * (len(seen) + 1)
     cached = {key for _, key in seen if key < start}
     assert work.kv_read_bytes == len(cached) * 2 * 2 * 3 * 4
 

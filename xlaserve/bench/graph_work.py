@@ -55,9 +55,10 @@ class GraphWork(NamedTuple):
         kv_read_bytes: keys and values of earlier tokens that are attended to, within the layers' windows.
         kv_written_bytes: keys and values of the tokens that it computes.
         logit_bytes: logits, float32, written once for each row.
-        linear_flops: of the products with weights, 2 for each weight and token; logits for one token of each row, experts
-            for the tokens that choose them.
-        attention_flops: of scores and of weighted values, 2 for each number of a key and of a value that a query meets.
+        linear_flops: of the products with weights, 2 for each weight and token; experts for the tokens that choose them; logits, and in
+            the last layer all but keys and values, for one token of each row.
+        attention_flops: of scores and of weighted values, 2 for each number of a key and of a value that a query meets; in the last layer
+            of one query of each row.
     """
 
     tokens: int
@@ -96,20 +97,24 @@ def graph_work(model: ModelConfig, parameters: Mapping[str, Stored], kv_itemsize
             weight_bytes += tokens * shape[1] * stored.itemsize
             if not model.tie_embeddings:
                 continue
-        # Logits are made for one token of each row, whatever else the row computes.
+        # Whatever else a row computes, logits are made for one of its tokens, and only other tokens' keys and values are of use after the
+        # last layer's projection.
         makes_logits = name.endswith("embed_tokens.weight") or name.startswith("lm_head.")
+        finishes = f".layers.{model.num_layers - 1}." in name and "qkv_proj" not in name
+        wanted = len(rows) if makes_logits or finishes else tokens
         if len(shape) == 3 and model.experts is not None:
             share = model.experts.per_token / model.experts.count
-            weight_bytes += round(stored.bytes * (1 - (1 - share) ** tokens))
-            linear_flops += 2 * prod(stored.shape) // model.experts.count * model.experts.per_token * tokens
+            weight_bytes += round(stored.bytes * (1 - (1 - share) ** wanted))
+            linear_flops += 2 * prod(stored.shape) // model.experts.count * model.experts.per_token * wanted
             continue
         weight_bytes += stored.bytes
         if len(shape) == 2:
-            linear_flops += 2 * prod(shape) * (len(rows) if makes_logits else tokens)
+            linear_flops += 2 * prod(shape) * wanted
     number = 2 * model.num_kv_heads * model.head_dim * kv_itemsize
     windows = [layer.window for layer in model.layers]
     read = sum(min(row.start, row.start if window is None else window - 1) for window in windows for row in rows)
-    met = sum(_met(row, window) for window in windows for row in rows)
+    last = [RowWork(row.start + row.length - 1, 1) for row in rows]
+    met = sum(_met(row, window) for window in windows[:-1] for row in rows) + sum(_met(row, windows[-1]) for row in last)
     return GraphWork(
         tokens=tokens,
         weight_bytes=weight_bytes,

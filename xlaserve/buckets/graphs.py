@@ -26,6 +26,7 @@ from jax.sharding import PartitionSpec
 from xlaserve.buckets.ladder import BLANK, COPIES, COPY, SEAT, Bucket, ContextBucket, GenerateBucket, UpkeepBucket
 from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, mask_width, row_width, table_at
 from xlaserve.buckets.places import places, shared_places
+from xlaserve.kernels.blocks import copy_in_place
 from xlaserve.kernels.zeros import zeros
 from xlaserve.models.config import ModelConfig, Quantization
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
@@ -143,12 +144,12 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
         cache = PagedKV(layers, shape, spec.attention)
         real, each, everywhere = (_operations(spec, cache, count, lengths) for count in (at.tokens, lengths, None))
         variables = {"params": parameter_tree(names, params)}
-        hidden: Any = model.apply(variables, real, tokens, at.positions, method="hidden")
+        attended: Any = model.apply(variables, real, tokens, at.positions, method="attend")
 
-        def head(x: Array, operations: Operations = everywhere) -> Any:
-            return model.apply(variables, operations, x, method="head")
+        def logits_at(found: Array, operations: Operations = everywhere) -> Any:
+            return model.apply(variables, operations, attended.at(found), method="head")
 
-        logits = head(hidden.reshape(-1, hidden.shape[-1]).at[at.last].get(mode="promise_in_bounds"), each)
+        logits = logits_at(at.last, each)
         sampled = _choose(spec, logits, state, slot, _adjustment(batch), _sampling(batch, mask))
         scores = score(logits, sampled, batch[:, Header.LOGPROBS], branches=spec.branches, kind=spec.top_k)
         prompt_scores = None
@@ -156,7 +157,7 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
             following = jnp.concatenate((tokens[:, 1:], tokens[:, :1]), axis=1)
             ends = jnp.where(lengths > 0, at.last, tokens.size)
             following = following.reshape(-1).at[ends].set(batch[:, Header.NEXT_TOKEN], mode="drop").reshape(tokens.shape)
-            prompt_scores = score_places(hidden, following, batch[:, Header.PROMPT_LOGPROBS], head, spec.top_k)
+            prompt_scores = score_places(following, batch[:, Header.PROMPT_LOGPROBS], logits_at, spec.top_k)
         kv = tuple(array for pair in cache.layers for array in pair)
         return kv, advance(state, slot, sampled), StepOutput(sampled, scores, prompt_scores)
 
@@ -218,7 +219,8 @@ def _entry(spec: GraphSpec, bucket: Bucket | UpkeepBucket) -> Entry:
     """As `entry`, but the function is what one device runs, with its parts."""
     if bucket == COPY:
         blocks = spec.whole(jax.ShapeDtypeStruct((COPIES,), jnp.int32))
-        return Entry(copy_blocks, (spec.kv(), blocks, blocks), spec.kv(), (0,))
+        copy = copy_in_place if spec.cpu_kernels else copy_blocks
+        return Entry(copy, (spec.kv(), blocks, blocks), spec.kv(), (0,))
     state = spec.state()
     if bucket == BLANK:
         return Entry(partial(make_blank, spec), (), (spec.kv(), state), ())

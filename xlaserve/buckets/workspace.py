@@ -43,9 +43,10 @@ def workspace_bytes(
         tiled: whether attention reads a tile of the tables at a time, and not the whole.
         buckets: shapes of the graphs.
         experts: how a mixture of experts is computed.
-        native: whether attention is a native kernel, which keeps neither scores nor gathered blocks.
+        native: whether native kernels compute: attention that keeps neither scores nor gathered blocks, layers without float32 copies, and
+            blocks that are copied where they lie.
     """
-    copied = COPIES * block_size * model.kv_bytes_per_token(itemsize)
+    copied = 0 if native else COPIES * block_size * model.kv_bytes_per_token(itemsize)
     temporary, context, generate = copied + 4096, 0, 0  # a graph's table of results is beside what it copies
     for bucket in buckets:
         temporary = max(
@@ -61,12 +62,12 @@ def workspace_bytes(
 
 
 def _temporary(model: ModelConfig, itemsize: int, block_size: int, tiled: bool, bucket: Bucket, native: bool = False) -> int:
-    """Bytes of intermediates. All are counted as float32 and a copy in the model's type, which is what compilers without native
-    arithmetic in that type make of them.
+    """Bytes of intermediates. All are counted as float32, and but for native kernels with a copy in the model's type, which is what compilers
+    without native arithmetic in that type make of them.
     """
     rows, tokens = bucket.rows, bucket.tokens
     keys = block_size * (tile_blocks(rows, bucket.width, block_size) if tiled else bucket.width)
-    wide = 4 + itemsize
+    wide = 4 if native else 4 + itemsize
     heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
     per_token = wide * (_HIDDEN * model.hidden_size + _PROJECTED * heads + _MLP * model.intermediate_size)
     scores = 4 * _SCORES * tokens * model.num_heads * keys

@@ -232,7 +232,7 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
         slots=slot_bytes(max_num_seqs, model.vocab_size),
         workspace=0,
         block=block_bytes,
-        wide_block=block_bytes // itemsize * widened,
+        wide_block=0 if platform.cpu_kernels else block_bytes // itemsize * widened,
     )
 
     def planned(length: int) -> MemoryPlan:

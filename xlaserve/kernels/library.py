@@ -16,10 +16,10 @@ from xlaserve.kernels.build import COMMAND, LIBRARY, BuildError, ffi_headers, so
 if TYPE_CHECKING:
     import numpy as np
 
-ABI = 2
+ABI = 3
 """What this side expects of the library: names, operands, attributes and meaning of the calls."""
 
-TARGETS: tuple[str, ...] = ("xlaserve_linear", "xlaserve_attention", "xlaserve_zeros")
+TARGETS: tuple[str, ...] = ("xlaserve_linear", "xlaserve_attention", "xlaserve_zeros", "xlaserve_copy_blocks")
 """Functions that graphs may call; XLA knows them by the names that they have in the library."""
 
 

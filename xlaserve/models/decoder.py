@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,8 +21,27 @@ from xlaserve.platforms.mesh import concatenated, spread, with_axis
 from xlaserve.platforms.platform import ExpertsKind, TopKKind
 
 
+class Attended(NamedTuple):
+    """Tokens whose last layer is computed up to what they attend to: what any of them becomes follows from these two alone.
+
+    Args:
+        x: `[..., hidden]`, hidden states before the last layer.
+        attended: `[..., num_heads * head_dim]`, what the last layer's heads have found.
+    """
+
+    x: Array
+    attended: Array
+
+    def at(self, places: Array) -> Attended:
+        """Those at some places, counted through all rows."""
+        return Attended(*(a.reshape(-1, a.shape[-1]).at[places].get(mode="promise_in_bounds") for a in self))
+
+
 class DecoderLayer(nn.Module):
-    """Attention and MLP, each behind a norm and added to the residual stream; with `sandwich_norm` each followed by a norm too."""
+    """Attention and MLP, each behind a norm and added to the residual stream; with `sandwich_norm` each followed by a norm too.
+
+    In two halves, since only the first has to know all tokens: whoever wants few of them takes these in between.
+    """
 
     config: ModelConfig
     layer: int
@@ -30,26 +49,34 @@ class DecoderLayer(nn.Module):
     top_k: TopKKind
     experts: ExpertsKind
 
-    @nn.compact
-    def __call__(self, operations: Operations, x: Array, positions: Array) -> Array:
+    def setup(self) -> None:
         c = self.config
 
-        def norm(name: str) -> Norm:
-            return RMSNorm(c.hidden_size, c.norm_eps, c.unit_offset_norm, self.dtype, name=name)()
+        def norm() -> RMSNorm:
+            return RMSNorm(c.hidden_size, c.norm_eps, c.unit_offset_norm, self.dtype)
 
-        attention = Attention(c, self.layer, self.dtype, name="self_attn")
-        if c.experts is not None and self.layer not in c.dense_layers:
-            x = attention(operations, x, positions, norm("input_layernorm"), x)
-            normed = normalize(x, norm("post_attention_layernorm"))
-            return x + ExpertMLP(c, self.dtype, self.top_k, self.experts, name="mlp")(operations, normed)
-        mlp = GatedMLP(c, self.dtype, name="mlp")
+        self.input_layernorm = norm()
+        self.self_attn = Attention(c, self.layer, self.dtype)
+        self.post_attention_layernorm = norm()
         if c.sandwich_norm:
-            attended = attention(operations, x, positions, norm("input_layernorm"), None)
-            x = x + normalize(attended, norm("post_attention_layernorm"))
-            mixed = mlp(operations, x, norm("pre_feedforward_layernorm"), None)
-            return x + normalize(mixed, norm("post_feedforward_layernorm"))
-        x = attention(operations, x, positions, norm("input_layernorm"), x)
-        return mlp(operations, x, norm("post_attention_layernorm"), x)
+            self.pre_feedforward_layernorm = norm()
+            self.post_feedforward_layernorm = norm()
+        chooses = c.experts is not None and self.layer not in c.dense_layers
+        self.mlp = ExpertMLP(c, self.dtype, self.top_k, self.experts) if chooses else GatedMLP(c, self.dtype)
+
+    def attend(self, operations: Operations, x: Array, positions: Array) -> Attended:
+        """The first half: keys and values go to the cache, and every token reads it. `x` is `[S, L, hidden]`."""
+        return Attended(x, self.self_attn.attend(operations, x, positions, self.input_layernorm()))
+
+    def finish(self, operations: Operations, tokens: Attended) -> Array:
+        """The second half, `[..., hidden]`, of as many tokens as are wanted."""
+        x, attended = tokens
+        if self.config.sandwich_norm:
+            x = x + normalize(self.self_attn.gather(operations, attended, None), self.post_attention_layernorm())
+            mixed = self.mlp(operations, x, self.pre_feedforward_layernorm(), None)
+            return x + normalize(mixed, self.post_feedforward_layernorm())
+        x = self.self_attn.gather(operations, attended, x)
+        return self.mlp(operations, x, self.post_attention_layernorm(), x)
 
 
 class Backbone(nn.Module):
@@ -66,14 +93,19 @@ class Backbone(nn.Module):
         self.blocks = [DecoderLayer(c, i, self.dtype, self.top_k, self.experts, name=f"layers.{i}") for i in range(c.num_layers)]
         self.norm = RMSNorm(c.hidden_size, c.norm_eps, c.unit_offset_norm, self.dtype)
 
-    def __call__(self, operations: Operations, tokens: Array, positions: Array) -> Array:
+    def attend(self, operations: Operations, tokens: Array, positions: Array) -> Attended:
+        """Every token, but for the last layer's second half."""
         x = self.embed_tokens(tokens)
         if self.config.embedding_scale != 1.0:
             # The factor is rounded to the model's dtype before it multiplies, as the reference implementation does.
             x = x * jnp.asarray(self.config.embedding_scale, self.dtype)
-        for block in self.blocks:
-            x = block(operations, x, positions)
-        return x
+        for block in self.blocks[:-1]:
+            x = block.finish(operations, block.attend(operations, x, positions))
+        return self.blocks[-1].attend(operations, x, positions)
+
+    def finish(self, operations: Operations, tokens: Attended) -> Array:
+        """Hidden states before the final norm, `[..., hidden]`."""
+        return self.blocks[-1].finish(operations, tokens)
 
     def final_norm(self) -> Norm:
         """What hidden states go through before they become logits."""
@@ -115,17 +147,18 @@ class CausalLM(nn.Module):
             self.lm_head = layer_of(c, self.dtype, c.hidden_size, c.vocab_rows, use_bias=False)
 
     def __call__(self, operations: Operations, tokens: Array, positions: Array, rows: Array | None = None) -> Array:
-        x = self.hidden(operations, tokens, positions)
+        found = self.attend(operations, tokens, positions)
         if rows is not None:
-            x = jnp.take_along_axis(x, rows[:, None, None], axis=1, mode="promise_in_bounds")[:, 0]
-        return self.head(operations, x)
+            found = found.at(jnp.arange(rows.shape[0]) * tokens.shape[1] + rows)
+        return self.head(operations, found)
 
-    def hidden(self, operations: Operations, tokens: Array, positions: Array) -> Array:
-        """Hidden states `[S, L, hidden]` before the final norm."""
-        return self.model(operations, tokens, positions)
+    def attend(self, operations: Operations, tokens: Array, positions: Array) -> Attended:
+        """All that tokens of one step have to know of each other, of `[S, L]` tokens."""
+        return self.model.attend(operations, tokens, positions)
 
-    def head(self, operations: Operations, x: Array) -> Array:
-        """float32 logits `[..., vocab]` of hidden states `[..., hidden]` before the final norm."""
+    def head(self, operations: Operations, tokens: Attended) -> Array:
+        """float32 logits `[..., vocab]` after some tokens: what is left of the last layer, the final norm and the output head."""
+        x = self.model.finish(operations, tokens)
         if self.config.tie_embeddings:
             logits = self.model.logits(operations, x)
         else:

@@ -15,7 +15,7 @@ from jax import Array
 
 from xlaserve.models.config import Experts, ModelConfig
 from xlaserve.models.layers import Linear, split
-from xlaserve.models.operations import Operations, gated
+from xlaserve.models.operations import Norm, Operations, gated, normalize
 from xlaserve.platforms.mesh import AXIS, total
 from xlaserve.platforms.platform import ExpertsKind, TopKKind
 from xlaserve.platforms.top_k import top_k
@@ -40,9 +40,10 @@ class ExpertMLP(nn.Module):
     kind: ExpertsKind
 
     @nn.compact
-    def __call__(self, operations: Operations, x: Array) -> Array:
-        """`x` has been through the norm. The router computes through `operations`; products with experts are XLA's everywhere."""
+    def __call__(self, operations: Operations, x: Array, norm: Norm, residual: Array | None) -> Array:
+        """As `GatedMLP`. The router computes through `operations`; products with experts are XLA's everywhere."""
         c = self.config
+        x = normalize(x, norm)
         assert c.experts is not None
         logits = Linear(c.hidden_size, c.experts.count, False, self.dtype, name="gate")(operations, x)
         tokens = x.reshape(-1, c.hidden_size)
@@ -55,7 +56,8 @@ class ExpertMLP(nn.Module):
             y = by_copies(tokens, chosen, weights, gate_up, down, c)
         else:
             y = by_all(tokens, chosen, weights, gate_up, down, c)
-        return total(y.astype(self.dtype), c.shards).reshape(x.shape)
+        y = total(y.astype(self.dtype), c.shards).reshape(x.shape)
+        return y if residual is None else residual + y
 
 
 class _Experts(nn.Module):

@@ -209,16 +209,20 @@ class Attention(nn.Module):
     layer: int
     dtype: Any
 
-    @nn.compact
-    def __call__(self, operations: Operations, x: Array, positions: Array, norm: Norm, residual: Array | None) -> Array:
-        """The norm comes before it, and the residual is added to what it gives."""
+    def setup(self) -> None:
         c = self.config
-        width = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
-        project = layer_of(c, self.dtype, c.hidden_size, width, c.qkv_bias, name="qkv_proj")
-        q_norm = k_norm = None
+        self.qkv_proj = layer_of(c, self.dtype, c.hidden_size, (c.num_heads + 2 * c.num_kv_heads) * c.head_dim, c.qkv_bias)
+        self.o_proj = layer_of(c, self.dtype, c.num_heads * c.head_dim, c.hidden_size, c.output_bias, sums=True)
         if c.qk_norm:
-            q_norm = RMSNorm(c.head_dim, c.norm_eps, c.unit_offset_norm, self.dtype, name="q_norm")()
-            k_norm = RMSNorm(c.head_dim, c.norm_eps, c.unit_offset_norm, self.dtype, name="k_norm")()
-        out = operations.attention(c, self.layer, project(operations, x, norm=norm), positions, q_norm, k_norm)
-        gather = layer_of(c, self.dtype, c.num_heads * c.head_dim, c.hidden_size, c.output_bias, sums=True, name="o_proj")
-        return gather(operations, out, residual=residual)
+            self.q_norm = RMSNorm(c.head_dim, c.norm_eps, c.unit_offset_norm, self.dtype)
+            self.k_norm = RMSNorm(c.head_dim, c.norm_eps, c.unit_offset_norm, self.dtype)
+
+    def attend(self, operations: Operations, x: Array, positions: Array, norm: Norm) -> Array:
+        """What the heads find, `[S, L, num_heads * head_dim]`; the norm comes before it."""
+        q_norm, k_norm = (self.q_norm(), self.k_norm()) if self.config.qk_norm else (None, None)
+        qkv = self.qkv_proj(operations, x, norm=norm)
+        return operations.attention(self.config, self.layer, qkv, positions, q_norm, k_norm)
+
+    def gather(self, operations: Operations, attended: Array, residual: Array | None) -> Array:
+        """The output projection of that, `[..., hidden]`, to which the residual is added."""
+        return self.o_proj(operations, attended, residual=residual)

@@ -40,28 +40,27 @@ def score(logits: Array, tokens: Array, wanted: Array, *, branches: bool, kind: 
     return jax.lax.cond(jnp.any(wanted > 0), scored, lambda: jnp.zeros((logits.shape[0], SCORE_WIDTH), jnp.int32))
 
 
-def score_places(hidden: Array, tokens: Array, wanted: Array, head: Callable[[Array], Array], kind: TopKKind) -> Array:
+def score_places(tokens: Array, wanted: Array, logits: Callable[[Array], Array], kind: TopKKind) -> Array:
     """Score a token at every place of a chunk, a few places at a time: logits of all of them would take more room than the model's layers.
 
     Args:
-        hidden: `[S, L, hidden]`, the model's hidden states.
         tokens: int32 `[S, L]`, the tokens that follow the places.
         wanted: int32, of each sequence, as for `score`.
-        head: makes logits `[PLACES_AT_ONCE, V]` of hidden states.
+        logits: gives logits `[N, V]` at N places, int32 `[N]`, counted through all rows.
         kind: as for `score`.
 
     Returns:
         int32 `[S, L, SCORE_WIDTH]`; all zero where no row wants anything.
     """
-    rows, length, width = hidden.shape
+    rows, length = tokens.shape
     count = math.gcd(rows * length, PLACES_AT_ONCE)
 
     def some(part: tuple[Array, Array]) -> Array:
-        x, chosen = part
-        return score(head(x), chosen, jnp.full(count, jnp.max(wanted)), branches=True, kind=kind)
+        places, chosen = part
+        return score(logits(places), chosen, jnp.full(count, jnp.max(wanted)), branches=True, kind=kind)
 
     def scored() -> Array:
-        parts = jax.lax.map(some, (hidden.reshape(-1, count, width), tokens.reshape(-1, count)))
+        parts = jax.lax.map(some, (jnp.arange(tokens.size).reshape(-1, count), tokens.reshape(-1, count)))
         return parts.reshape(rows, length, SCORE_WIDTH)
 
     return jax.lax.cond(jnp.any(wanted > 0), scored, lambda: jnp.zeros((rows, length, SCORE_WIDTH), jnp.int32))
