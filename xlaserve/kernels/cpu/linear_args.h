@@ -32,7 +32,8 @@ struct LinearArgs {
   void* y;
   bool out_bf16;
 
-  // For `2 * rows` pointers, `rows` lines of `padded_inputs` elements of 4 bytes each (64 bytes aligned), `rows` floats and `2 * rows` integers.
+  // For `2 * rows` pointers, `rows` lines of `padded_inputs` elements of 4 bytes each (64 bytes aligned), `rows` floats and `2 * rows`
+  // integers.
   const void** row_scratch;
   void* x_scratch;
   float* scale_scratch;
