@@ -175,6 +175,22 @@ def check(layer: Layer) -> None:
     assert (np.abs(found - expected) <= layer.tolerance * size).all()
 
 
+@kinds
+@pytest.mark.parametrize("around", ["alone", "norm"])
+def test_rows_that_are_pages_apart(kind: str, around: str) -> None:
+    """The kernel moves them to places of their own, where there are many."""
+    layer = Layer(2048, 64, **KINDS[kind], **AROUND[around])
+    check(layer)
+    own, together = arrays(layer), by_kernel(layer)
+    for count in (1, 7, 8, 12, 13):
+        assert (np.asarray(kernel(layer)(own.x[:count])) == together[:count]).all(), count
+
+
+def test_a_large_result() -> None:
+    """Of 2 MiB: it gets huge pages."""
+    check(Layer(8, 2112))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("inputs", "outputs"), [*SIZES, (3, 2), (63, 7)])
 def test_int8_is_what_project_gives_bit_for_bit(dtype: Literal["float32", "bfloat16"], inputs: int, outputs: int) -> None:

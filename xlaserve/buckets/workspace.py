@@ -62,8 +62,8 @@ def workspace_bytes(
 
 
 def _temporary(model: ModelConfig, itemsize: int, block_size: int, tiled: bool, bucket: Bucket, native: bool = False) -> int:
-    """Bytes of intermediates. All are counted as float32, and but for native kernels with a copy in the model's type, which is what compilers
-    without native arithmetic in that type make of them.
+    """Bytes of intermediates. All are counted as float32, and but for native kernels with a copy in the model's type, which is what
+    compilers without native arithmetic in that type make of them.
     """
     rows, tokens = bucket.rows, bucket.tokens
     keys = block_size * (tile_blocks(rows, bucket.width, block_size) if tiled else bucket.width)

@@ -32,8 +32,8 @@ struct LinearArgs {
   void* y;
   bool out_bf16;
 
-  // For `2 * rows` pointers, `rows` lines of prepared x of 4 bytes each (64 bytes aligned, padded to 64 elements), `rows` floats and
-  // `2 * rows` integers.
+  // For `2 * rows` pointers, `rows` lines of `padded_inputs` elements of 4 bytes each (64 bytes aligned), `rows` floats and `2 * rows`
+  // integers.
   const void** row_scratch;
   void* x_scratch;
   float* scale_scratch;
@@ -41,7 +41,12 @@ struct LinearArgs {
 
   bool gated() const { return activation != Activation::kNone; }
   int64_t row(int64_t i) const { return row_index == nullptr ? i : row_index[i]; }
-  int64_t padded_inputs() const { return (inputs + 63) / 64 * 64; }
+
+  // Elements from a line of prepared x to the next. Lines that are whole pages apart would share places in the first-level cache.
+  int64_t padded_inputs() const {
+    const int64_t padded = (inputs + 63) / 64 * 64;
+    return padded % 1024 == 0 ? padded + 64 : padded;
+  }
 };
 
 }  // namespace xlaserve

@@ -1,5 +1,7 @@
 // xlaserve_linear as a custom call of XLA: checks what it is given, and hands it to the kernel of this machine's instruction set.
 
+#include <sys/mman.h>
+
 #include <cstdlib>
 #include <memory>
 #include <string>
@@ -34,6 +36,16 @@ class Scratch {
   std::unique_ptr<char, Free> memory_;
   size_t size_ = 0;
 };
+
+// Asks for huge pages below a large result. XLA gets the memory of graphs with large arrays anew at every step, and then each page of 4 KiB
+// costs about as much as computing what it holds. The advice may concern neighbours too: what they hold stays.
+void AdviseHugePages(void* data, size_t bytes) {
+  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
+  if (bytes < kHuge) return;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data) / kHuge * kHuge;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes + kHuge - 1) / kHuge * kHuge;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+}
 
 size_t Aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -101,6 +113,7 @@ ffi::Error Linear(ffi::AnyBuffer x, ffi::AnyBuffer lengths, ffi::AnyBuffer weigh
   args.y = y->untyped_data();
   args.out_bf16 = y->element_type() == ffi::BF16;
   args.rows = rows;
+  AdviseHugePages(args.y, y->size_bytes());
 
   static thread_local Scratch scratch;
   const size_t index_bytes = Aligned(rows * sizeof(int32_t)), pointer_bytes = Aligned(2 * rows * sizeof(void*));
