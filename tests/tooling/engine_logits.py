@@ -101,8 +101,12 @@ class LogitsEngine:
         return jax.jit(on_each_device(step, arguments, (self._kv(), logits)), donate_argnums=1)
 
     def _kv(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        held = jax.ShapeDtypeStruct((self._blocks + 2, self.config.num_kv_heads, BLOCK, self.config.head_dim), jnp.float32)
-        return (spread(held, self.config.shards, PartitionSpec(None, AXIS)),) * (2 * self.config.num_layers)
+        each = (BLOCK, self.config.head_dim)
+        pair = (
+            jax.ShapeDtypeStruct((self._blocks + 2, self.config.num_kv_heads, *block), jnp.float32)
+            for block in (each[::-1] if self._kernels else each, each)
+        )
+        return tuple(spread(held, self.config.shards, PartitionSpec(None, AXIS)) for held in pair) * self.config.num_layers
 
 
 @functools.lru_cache(maxsize=1)
