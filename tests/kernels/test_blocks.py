@@ -39,6 +39,11 @@ def test_blocks_are_copied_as_the_reference_copies_them() -> None:
         np.testing.assert_array_equal(np.asarray(found, np.float32), np.asarray(wanted, np.float32))
 
 
+def test_nothing_to_copy_is_nothing_done() -> None:
+    empty = (jnp.zeros((0, 3, 16, 8)),)
+    assert jax.jit(copy_in_place)(empty, blocks(), blocks())[0].shape == (0, 3, 16, 8)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_donated_caches_stay_where_they_are(dtype: str) -> None:
     """Whatever the type, the graph needs no memory but for its table of results."""

@@ -32,6 +32,7 @@ ffi::Error CopyBlocks(ffi::Buffer<ffi::S32> source, ffi::Buffer<ffi::S32> target
       }
     }
   }
+  if (count == 0) return ffi::Error::Success();
   Pool::Get().Run(static_cast<int64_t>(caches.size()), [&](int64_t i) {
     const auto cache = caches.get<ffi::AnyBuffer>(i);
     char* const data = static_cast<char*>(cache->untyped_data());
