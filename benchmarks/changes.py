@@ -67,7 +67,7 @@ CHANGES = (
         "panels",
         "weights in panels of 32 outputs",
         "8a1285d",
-        "739a36f",
+        "c78b0f7",
         ("float32", "int8"),
         ("generate-1-", "generate-8-", "generate-32-", "context-1x512"),
         "512",

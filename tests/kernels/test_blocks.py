@@ -18,7 +18,7 @@ from xlaserve.paged import attention
 
 pytestmark = pytest.mark.usefixtures("native")
 
-SHAPES = [((50, 3, 16, 8), jnp.float32), ((50, 1, 4, 24), jnp.bfloat16), ((50, 2, 8, 8), jnp.int8)]
+SHAPES = [((2, 50, 3, 16, 8), jnp.float32), ((1, 50, 1, 4, 24), jnp.bfloat16), ((3, 50, 2, 8, 8), jnp.int8)]
 
 
 def caches() -> tuple[jax.Array, ...]:
@@ -35,19 +35,20 @@ def blocks(*numbers: int) -> jax.Array:
 def test_blocks_are_copied_as_the_reference_copies_them() -> None:
     source, target = blocks(7, 7, 49, 1, 0, 0), blocks(3, 4, 30, 2, 0, 0)
     copied = jax.jit(copy_in_place)(caches(), source, target)
-    for found, wanted in zip(copied, attention.copy_blocks(caches(), source, target), strict=True):
-        np.testing.assert_array_equal(np.asarray(found, np.float32), np.asarray(wanted, np.float32))
+    for found, before in zip(copied, caches(), strict=True):
+        wanted = attention.copy_blocks(tuple(before), source, target)
+        np.testing.assert_array_equal(np.asarray(found, np.float32), np.asarray(jnp.stack(wanted), np.float32))
 
 
 def test_nothing_to_copy_is_nothing_done() -> None:
-    empty = (jnp.zeros((0, 3, 16, 8)),)
-    assert jax.jit(copy_in_place)(empty, blocks(), blocks())[0].shape == (0, 3, 16, 8)
+    empty = (jnp.zeros((2, 0, 3, 16, 8)),)
+    assert jax.jit(copy_in_place)(empty, blocks(), blocks())[0].shape == (2, 0, 3, 16, 8)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_donated_caches_stay_where_they_are(dtype: str) -> None:
     """Whatever the type, the graph needs no memory but for its table of results."""
-    kv = tuple(jax.ShapeDtypeStruct((512, 3, 16, 64), dtype) for _ in range(60))
+    kv = tuple(jax.ShapeDtypeStruct((30, 512, 3, 16, 64), dtype) for _ in range(2))
     index = jax.ShapeDtypeStruct((16,), jnp.int32)
     memory = jax.jit(copy_in_place, donate_argnums=0).lower(kv, index, index).compile().memory_analysis()
     assert memory is not None

@@ -20,9 +20,10 @@ import pytest
 
 from xlaserve.kernels.library import Library, library
 from xlaserve.kernels.linear import linear
+from xlaserve.kernels.packs import Packed
 from xlaserve.kernels.panels import PanelRows, as_matrix, panel_shape
 from xlaserve.models.config import Activation
-from xlaserve.models.operations import Norm, Weights, XlaOperations
+from xlaserve.models.operations import Norm, Weights, XlaOperations, plain_linear
 from xlaserve.models.quantization import project, quantize
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -186,6 +187,27 @@ def test_rows_that_are_pages_apart(kind: str, around: str) -> None:
         assert (np.asarray(kernel(layer)(own.x[:count])) == together[:count]).all(), count
 
 
+@kinds
+def test_parameters_in_packs(kind: str) -> None:
+    """They are read where they lie: what is around them is no number."""
+    layer = Layer(100, 64, **KINDS[kind], **AROUND["all"])
+    own = arrays(layer)
+    assert own.norm is not None
+
+    def packed(parameter: jax.Array, before: int) -> Packed:
+        around = 127 if parameter.dtype == jnp.int8 else np.nan
+        parts = (np.full(before, around), np.asarray(parameter, np.float32).reshape(-1), np.full(64, around))
+        return Packed(jnp.asarray(np.concatenate(parts), parameter.dtype), before, parameter.shape)
+
+    weight, scale, bias = (None if part is None else packed(part, 64 * (2 + i)) for i, part in enumerate(own.weights))
+    assert weight is not None
+    around = {"norm": packed(own.norm.weight, 128), "eps": EPS, "bias": bias, "activation": layer.activation}
+    found = jax.jit(lambda x, residual: linear(x, weight, scale, residual=residual, **around))(own.x, own.residual)
+    assert (np.asarray(found) == by_kernel(layer)).all()
+    plain = jax.jit(lambda x: plain_linear(x, Weights(weight, scale, bias)))(own.x)
+    assert (np.asarray(plain) == np.asarray(jax.jit(lambda x: plain_linear(x, own.weights))(own.x))).all()
+
+
 def test_a_large_result() -> None:
     """Of 2 MiB: it gets huge pages."""
     check(Layer(8, 2112))
@@ -269,6 +291,10 @@ def floats(*shape: int, dtype: str = "float32") -> jax.Array:
         ({"x": floats(8)}, "x must have 2 dimensions or more, and weight 2 or 4"),
         ({"weight": floats(6, 8, 1)}, "x must have 2 dimensions or more, and weight 2 or 4"),
         ({"weight": floats(2, 7, 32, 1)}, "weight must have as many columns as x"),
+        ({"weight": Packed(floats(50), 3, (6, 8))}, "weight must have as many numbers as its shape says"),
+        ({"weight": Packed(floats(50), -1, (6, 8))}, "weight must have as many numbers as its shape says"),
+        ({"norm": Packed(floats(20), 13, (8,))}, "norm must be as long as x's rows"),
+        ({"bias": Packed(floats(20), 15, (6,))}, "bias must be one for each output"),
         ({"weight": floats(4, 8, 16, 1)}, "panels must be of 32 outputs, and their words of 4 bytes"),
         ({"weight": floats(2, 4, 32, 2)}, "panels must be of 32 outputs, and their words of 4 bytes"),
         ({"weight": floats(3, 8, 32, 1), "activation": "silu"}, "each half of a gated layer must have whole panels"),

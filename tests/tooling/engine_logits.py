@@ -20,11 +20,11 @@ from xlaserve.models.checkpoint import open_checkpoint
 from xlaserve.models.config import Quantization
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
 from xlaserve.models.layers import checkpoint_rows
-from xlaserve.models.operations import XlaOperations
+from xlaserve.models.operations import Operations, XlaOperations
 from xlaserve.models.registry import model_config
 from xlaserve.models.weights import load_weights
 from xlaserve.paged.attention import PagedKV, StepShape
-from xlaserve.paged.kernel_operations import KernelOperations
+from xlaserve.paged.kernel_operations import KernelOperations, StackedKV
 from xlaserve.platforms.mesh import AXIS, on_each_device, spread
 from xlaserve.platforms.platform import ExpertsKind
 
@@ -89,10 +89,17 @@ class LogitsEngine:
         def step(params: Any, kv: Any, tokens: Any, place: Any, table: Any) -> Any:
             start, count = place
             positions = start[:, None] + jnp.arange(length, dtype=jnp.int32)
-            cache = PagedKV(list(zip(kv[::2], kv[1::2], strict=True)), StepShape(positions, table, BLOCK), self._attention)
-            operations = KernelOperations(cache, count, count) if self._kernels else XlaOperations(cache.attend)
+            shape = StepShape(positions, table, BLOCK)
+            cache: StackedKV | PagedKV
+            operations: Operations
+            if self._kernels:
+                cache = StackedKV(*kv, shape)
+                operations = KernelOperations(cache, count, count)
+            else:
+                cache = PagedKV(list(zip(kv[::2], kv[1::2], strict=True)), shape, self._attention)
+                operations = XlaOperations(cache.attend)
             logits = self._model.apply({"params": parameter_tree(self._names, params)}, operations, tokens, positions)
-            return tuple(array for pair in cache.layers for array in pair), logits
+            return cache.arrays, logits
 
         batch = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, length), (2, 1), (1, self._blocks))]
         logits = jax.ShapeDtypeStruct((1, length, self.config.vocab_size), jnp.float32)
@@ -101,12 +108,12 @@ class LogitsEngine:
         return jax.jit(on_each_device(step, arguments, (self._kv(), logits)), donate_argnums=1)
 
     def _kv(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        each = (BLOCK, self.config.head_dim)
-        pair = (
-            jax.ShapeDtypeStruct((self._blocks + 2, self.config.num_kv_heads, *block), jnp.float32)
-            for block in (each[::-1] if self._kernels else each, each)
-        )
-        return tuple(spread(held, self.config.shards, PartitionSpec(None, AXIS)) for held in pair) * self.config.num_layers
+        block, pool, layers = (BLOCK, self.config.head_dim), (self._blocks + 2, self.config.num_kv_heads), self.config.num_layers
+        if self._kernels:
+            shapes, split = [(layers, *pool, *each) for each in (block[::-1], block)], PartitionSpec(None, None, AXIS)
+        else:
+            shapes, split = [(*pool, *block)] * 2 * layers, PartitionSpec(None, AXIS)
+        return tuple(spread(jax.ShapeDtypeStruct(shape, jnp.float32), self.config.shards, split) for shape in shapes)
 
 
 @functools.lru_cache(maxsize=1)

@@ -27,12 +27,13 @@ from xlaserve.buckets.ladder import BLANK, COPIES, COPY, SEAT, Bucket, ContextBu
 from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, mask_width, row_width, table_at
 from xlaserve.buckets.places import places, shared_places
 from xlaserve.kernels.blocks import copy_in_place
+from xlaserve.kernels.packs import Packing
 from xlaserve.kernels.zeros import zeros
 from xlaserve.models.config import ModelConfig, Quantization
 from xlaserve.models.decoder import CausalLM, parameter_shapes, parameter_tree
 from xlaserve.models.operations import Operations, XlaOperations
 from xlaserve.paged.attention import PagedKV, StepShape, copy_blocks
-from xlaserve.paged.kernel_operations import KernelOperations
+from xlaserve.paged.kernel_operations import KernelOperations, StackedKV
 from xlaserve.platforms.mesh import AXIS, on_each_device, part, sharding, spread
 from xlaserve.platforms.platform import Device, ExpertsKind, TopKKind
 from xlaserve.sampling.logprobs import score, score_places
@@ -107,19 +108,25 @@ class GraphSpec:
         return jax.tree.map(lambda array: spread(array, self.tensor_parallel_size), tree)
 
     def parameters(self) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """Name, shape and dtype of every parameter, in the order of `params`."""
+        """Name, shape and dtype of every parameter."""
         return parameter_shapes(self.share, jnp.dtype(self.dtype))
 
+    def packing(self) -> Packing:
+        """How parameters lie in `params`, whose shapes and order are those of its `arrays`."""
+        return Packing(self.parameters(), packs=self.share.panels)
+
     def kv(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shapes of `kv`: keys and values of layer 0, of layer 1, and so on. Where there are fewer heads than devices, neighbouring devices
-        have the same ones. The kernels for CPU have the keys of a block side by side.
+        """Shapes of `kv`: keys and values of layer 0, of layer 1, and so on; or, for the CPU kernels, keys of all layers, the keys of a
+        block side by side, and values of all layers. Where there are fewer heads than devices, neighbouring devices have the same ones.
         """
-        each = (self.block_size, self.model.head_dim)
-        pair = (
-            jax.ShapeDtypeStruct((self.num_blocks, self.share.num_kv_heads, *block), jnp.dtype(self.dtype))
-            for block in (each[::-1] if self.cpu_kernels else each, each)
-        )
-        return tuple(spread(held, self.tensor_parallel_size, PartitionSpec(None, AXIS)) for held in pair) * self.model.num_layers
+        block = (self.block_size, self.model.head_dim)
+        pool, layers = (self.num_blocks, self.share.num_kv_heads), self.model.num_layers
+        if self.cpu_kernels:
+            shapes, split = [(layers, *pool, *each) for each in (block[::-1], block)], PartitionSpec(None, None, AXIS)
+        else:
+            shapes, split = [(*pool, *block)] * 2 * layers, PartitionSpec(None, AXIS)
+        held = (jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype)) for shape in shapes)
+        return tuple(spread(array, self.tensor_parallel_size, split) for array in held)
 
     def state(self) -> SlotState:
         """Shapes of `state`: a row per slot, and a spare one for padding."""
@@ -128,7 +135,8 @@ class GraphSpec:
 
 def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
     """The step function of one bucket, ready to be traced."""
-    names = tuple(spec.parameters())
+    packing = spec.packing()
+    names = tuple(packing.parameters)
     model = CausalLM(spec.share, jnp.dtype(spec.dtype), spec.top_k, spec.experts)
 
     def step(
@@ -143,11 +151,9 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
             at = (shared_places if bucket.shared else places)(batch[:, Header.START], lengths, bucket.length)
             tokens = batch[:, TOKENS_AT : table_at(bucket)]
             tokens = tokens if at.source is None else tokens.at[at.source].get(mode="promise_in_bounds")
-        layers = list(zip(kv[::2], kv[1::2], strict=True))
-        shape = StepShape(at.positions, batch[:, table_at(bucket) :], spec.block_size)
-        cache = PagedKV(layers, shape, spec.attention)
-        real, each, everywhere = (_operations(spec, cache, count, lengths) for count in (at.tokens, lengths, None))
-        variables = {"params": parameter_tree(names, params)}
+        cache = _cache(spec, kv, StepShape(at.positions, batch[:, table_at(bucket) :], spec.block_size))
+        real, each, everywhere = (_operations(cache, count, lengths) for count in (at.tokens, lengths, None))
+        variables = {"params": parameter_tree(names, packing.split(params))}
         attended: Any = model.apply(variables, real, tokens, at.positions, method="attend")
 
         def logits_at(found: Array, operations: Operations = everywhere) -> Any:
@@ -162,8 +168,7 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
             ends = jnp.where(lengths > 0, at.last, tokens.size)
             following = following.reshape(-1).at[ends].set(batch[:, Header.NEXT_TOKEN], mode="drop").reshape(tokens.shape)
             prompt_scores = score_places(following, batch[:, Header.PROMPT_LOGPROBS], logits_at, spec.top_k)
-        kv = tuple(array for pair in cache.layers for array in pair)
-        return kv, advance(state, slot, sampled), StepOutput(sampled, scores, prompt_scores)
+        return cache.arrays, advance(state, slot, sampled), StepOutput(sampled, scores, prompt_scores)
 
     step.__name__ = bucket.name.replace("-", "_")
     return step
@@ -180,9 +185,14 @@ def _choose(spec: GraphSpec, logits: Array, state: SlotState, slot: Array, chang
     return jax.lax.cond(jnp.any(changes.wanted | rows.wanted), chosen, lambda: argmax(logits)) if spec.branches else chosen()
 
 
-def _operations(spec: GraphSpec, cache: PagedKV, lengths: Array | None, sequences: Array) -> Operations:
+def _cache(spec: GraphSpec, kv: tuple[Array, ...], step: StepShape) -> PagedKV | StackedKV:
+    """The cache of a step, as what computes it wants it."""
+    return StackedKV(*kv, step) if spec.cpu_kernels else PagedKV(list(zip(kv[::2], kv[1::2], strict=True)), step, spec.attention)
+
+
+def _operations(cache: PagedKV | StackedKV, lengths: Array | None, sequences: Array) -> Operations:
     """What a step computes with; of each row `lengths` places hold a token, or all where it is None, and of each sequence `sequences`."""
-    return KernelOperations(cache, lengths, sequences) if spec.cpu_kernels else XlaOperations(cache.attend)
+    return KernelOperations(cache, lengths, sequences) if isinstance(cache, StackedKV) else XlaOperations(cache.attend)
 
 
 def make_blank(spec: GraphSpec) -> tuple[tuple[Array, ...], SlotState]:
@@ -234,7 +244,7 @@ def _entry(spec: GraphSpec, bucket: Bucket | UpkeepBucket) -> Entry:
     assert not isinstance(bucket, UpkeepBucket)
     batch = spec.whole(jax.ShapeDtypeStruct((bucket.rows, row_width(bucket)), jnp.int32))
     mask = spec.whole(jax.ShapeDtypeStruct((bucket.rows, mask_width(spec.model.vocab_size)), jnp.int32))
-    arguments = (tuple(spec.parameters().values()), spec.kv(), state, batch, mask)
+    arguments = (tuple(spec.packing().arrays.values()), spec.kv(), state, batch, mask)
     return Entry(make_step(spec, bucket), arguments, (spec.kv(), state, _output(spec, bucket)), (1, 2))
 
 

@@ -287,11 +287,13 @@ def measure_costs(plan: Plan, stores: Stores, graphs: dict[Bucket | UpkeepBucket
     Where the device lacks the memory, the progress says so, and `build` will measure.
     """
 
+    packing = plan.spec.packing()
+
     def load() -> tuple[Array, ...]:
         if plan.model.experts is None:
-            return placeholder_weights(plan.spec.parameters(), plan.devices)
+            return placeholder_weights(packing.arrays, plan.devices)
         # Weights that are all alike would send every token to the same experts.
-        return DummyWeights(plan.model, plan.spec.parameters(), plan.devices).make()
+        return DummyWeights(plan.model, packing.parameters, plan.devices, packing).make()
 
     def measure() -> dict[Bucket, int]:
         runner = Runner(plan.spec, {bucket: graph.run for bucket, graph in graphs.items()}, load(), load, plan.platform.trim)
@@ -351,11 +353,12 @@ def build(config: EngineConfig, progress: Progress) -> Engine:
 
 def _loader(plan: Plan) -> Callable[[], tuple[Array, ...]]:
     """What gets the weights of a plan, at the start and after each sleep that gave them back."""
-    devices, parameters = plan.devices, plan.spec.parameters()
+    devices, packing = plan.devices, plan.spec.packing()
+    parameters = packing.parameters
     if plan.load_format == "dummy":
-        return DummyWeights(plan.model, parameters, devices).make
+        return DummyWeights(plan.model, parameters, devices, packing).make
     rows = checkpoint_rows(plan.model, plan.limits.tensor_parallel_size)
-    return lambda: load_weights(plan.checkpoint, parameters, devices, rows=rows)
+    return lambda: load_weights(plan.checkpoint, parameters, devices, rows=rows, packing=packing)
 
 
 def _eos_ids(checkpoint: Checkpoint, model: ModelConfig) -> tuple[int, ...]:

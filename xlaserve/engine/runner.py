@@ -36,7 +36,7 @@ class Runner:
     Args:
         spec: what the graphs have in common.
         executables: one for every bucket, and those that tend what the device keeps.
-        params: the weights, in the order of `spec.parameters()`.
+        params: the weights, in the order of `spec.packing().arrays`.
         load: gets the weights again.
         trim: called when much of the device's memory has been given back.
     """

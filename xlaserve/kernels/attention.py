@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from xlaserve.kernels.packs import Packed, where
+
 ATTENTION = "xlaserve_attention"
 """Name of the custom call."""
 
@@ -25,8 +27,9 @@ def paged_attention(
     positions: Array,
     lengths: Array,
     *,
-    q_norm: Array | None,
-    k_norm: Array | None,
+    layer: int,
+    q_norm: Array | Packed | None,
+    k_norm: Array | Packed | None,
     heads: int,
     scale: float,
     window: int | None,
@@ -41,13 +44,14 @@ def paged_attention(
             `[1, L, ...]`, likewise `cos`, `sin`, `positions` and the result: then the rows share L places, their tokens one row's
             after another's.
         cos, sin: float32 `[S, L, head_dim / 2]`, the rotation at each token's position.
-        keys: `[num_blocks, kv_heads, head_dim, block_size]` of `qkv`'s type; head_dim is a multiple of 8. Keys of a block lie side by
-            side, as scores are computed.
-        values: `[num_blocks, kv_heads, block_size, head_dim]` of the same type.
+        keys: `[layers, num_blocks, kv_heads, head_dim, block_size]` of `qkv`'s type; head_dim is a multiple of 8. Keys of a block lie side
+            by side, as scores are computed.
+        values: `[layers, num_blocks, kv_heads, block_size, head_dim]` of the same type.
         block_tables: int32 `[S, P]`, the blocks of each row's sequence.
         positions: int32 `[S, L]`; those of a row's real tokens follow each other.
         lengths: int32 `[S]`, how many of a row's tokens are real. The others are not written, and what they attend to is 0.
-        q_norm, k_norm: `[head_dim]`, weights of the RMS norm of each head; both or none.
+        layer: whose keys and values they are; those of others stay as they are.
+        q_norm, k_norm: `[head_dim]`, weights of the RMS norm of each head; both or none. They may lie in packs.
         heads: query heads.
         scale: factor of the scores.
         window: keys that a query sees at most, its own included.
@@ -57,10 +61,11 @@ def paged_attention(
     Returns: what the tokens attend to, `[S, L, heads * head_dim]`; keys; values.
     """
     none = jnp.zeros((0,), qkv.dtype)
+    norms = [(none, 0) if norm is None else where(norm) for norm in (q_norm, k_norm)]
     call = jax.ffi.ffi_call(
         ATTENTION,
         (
-            jax.ShapeDtypeStruct((*qkv.shape[:2], heads * values.shape[3]), qkv.dtype),
+            jax.ShapeDtypeStruct((*qkv.shape[:2], heads * values.shape[-1]), qkv.dtype),
             jax.ShapeDtypeStruct(keys.shape, keys.dtype),
             jax.ShapeDtypeStruct(values.shape, values.dtype),
         ),
@@ -75,8 +80,9 @@ def paged_attention(
         block_tables,
         positions,
         lengths,
-        none if q_norm is None else q_norm,
-        none if k_norm is None else k_norm,
+        *(array for array, _ in norms),
+        layer=np.int64(layer),
+        norms_at=np.array([at for _, at in norms], np.int64),
         heads=np.int64(heads),
         scale=np.float32(scale),
         window=np.int64(window or 0),

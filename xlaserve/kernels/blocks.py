@@ -13,7 +13,7 @@ def copy_in_place(kv: tuple[Array, ...], source: Array, target: Array) -> tuple[
     """Copy whole blocks, in all layers, as `xlaserve.paged.attention.copy_blocks` does. Donated caches are updated in place.
 
     Args:
-        kv: of any type, each `[num_blocks, ...]`.
+        kv: of any type, each `[layers, num_blocks, ...]`.
         source, target: int32 `[N]`; no block is both read and written, except that the null block pads both.
     """
     results = tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in kv)

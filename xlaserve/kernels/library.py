@@ -16,7 +16,7 @@ from xlaserve.kernels.build import COMMAND, LIBRARY, BuildError, ffi_headers, so
 if TYPE_CHECKING:
     import numpy as np
 
-ABI = 4
+ABI = 5
 """What this side expects of the library: names, operands, attributes and meaning of the calls."""
 
 TARGETS: tuple[str, ...] = ("xlaserve_linear", "xlaserve_attention", "xlaserve_zeros", "xlaserve_copy_blocks")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from xlaserve.kernels.packs import Packed, where
 from xlaserve.kernels.panels import matrix_shape
 
 LINEAR = "xlaserve_linear"
@@ -24,19 +25,20 @@ ACTIVATIONS = (None, "silu", "gelu_tanh", "gelu")
 
 def linear(
     x: Array,
-    weight: Array,
-    scale: Array | None = None,
+    weight: Array | Packed,
+    scale: Array | Packed | None = None,
     *,
     lengths: Array | None = None,
-    norm: Array | None = None,
+    norm: Array | Packed | None = None,
     eps: float = 0.0,
     unit_offset: bool = False,
-    bias: Array | None = None,
+    bias: Array | Packed | None = None,
     activation: str | None = None,
     residual: Array | None = None,
     dtype: Any = None,
 ) -> Array:
-    """`norm(x) @ weight.T + bias`, of a gated layer `activation(first half) * second half` of that, plus the residual.
+    """`norm(x) @ weight.T + bias`, of a gated layer `activation(first half) * second half` of that, plus the residual. Parameters may lie in
+    packs (`xlaserve.kernels.packs`).
 
     Args:
         x: float32 or bfloat16 `[..., inputs]`.
@@ -55,18 +57,16 @@ def linear(
     """
     width = matrix_shape(weight.shape)[0] // (1 if activation is None else 2)
 
-    def given(array: Array | None, otherwise: Any) -> Array:
-        return jnp.zeros((0,), otherwise) if array is None else array
-
+    absent = jnp.zeros((0,), x.dtype)
+    parameters = [(absent, 0) if p is None else where(p) for p in (weight, scale, norm, bias)]
     call = jax.ffi.ffi_call(LINEAR, jax.ShapeDtypeStruct((*x.shape[:-1], width), dtype or x.dtype))
     return call(  # type: ignore[no-any-return]
         x,
-        given(lengths, jnp.int32),
-        weight,
-        given(scale, jnp.float32),
-        given(norm, x.dtype),
-        given(bias, x.dtype),
-        given(residual, x.dtype),
+        jnp.zeros((0,), jnp.int32) if lengths is None else lengths,
+        *(array for array, _ in parameters),
+        absent if residual is None else residual,
+        shape=np.array(weight.shape, np.int64),
+        at=np.array([at for _, at in parameters], np.int64),
         eps=np.float32(eps),
         unit_offset=unit_offset,
         activation=np.int32(ACTIVATIONS.index(activation)),

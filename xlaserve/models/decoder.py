@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
 
+from xlaserve.kernels.packs import Packed
 from xlaserve.models.config import ModelConfig
 from xlaserve.models.experts import ExpertMLP
 from xlaserve.models.layers import Attention, Embedding, GatedMLP, RMSNorm, layer_of
@@ -173,7 +174,7 @@ class CausalLM(nn.Module):
 
 @cache
 def parameter_shapes(config: ModelConfig, dtype: Any) -> Mapping[str, jax.ShapeDtypeStruct]:
-    """Name, shape and dtype of every parameter, in a fixed order: the order of the flat tuple that graphs take.
+    """Name, shape and dtype of every parameter, in a fixed order.
 
     Known once for each model, since Flax has to trace it: a start asks for every graph.
 
@@ -199,7 +200,7 @@ def _whole(parameter: Any, shards: int) -> jax.ShapeDtypeStruct:
     return spread(parameter, shards)
 
 
-def parameter_tree(names: tuple[str, ...], values: tuple[Array, ...]) -> dict[str, Any]:
+def parameter_tree(names: tuple[str, ...], values: tuple[Array | Packed, ...]) -> dict[str, Any]:
     """The nested dict that Flax takes, from the flat names and values of `parameter_shapes`."""
     tree: dict[str, Any] = {}
     for name, value in zip(names, values, strict=True):

@@ -20,11 +20,12 @@ import numpy as np
 from jax import Array
 from jax.sharding import PartitionSpec
 
+from xlaserve.kernels.packs import Packing
 from xlaserve.kernels.panels import matrix_shape
 from xlaserve.models.config import ModelConfig
 from xlaserve.models.layers import FIRST_ROW, SCALE, Rows, checkpoint_rows, rows_key
 from xlaserve.models.quantization import WEIGHT_STEPS
-from xlaserve.models.weights import sources, whole_rows
+from xlaserve.models.weights import PackedArrays, sources, whole_rows
 from xlaserve.platforms.mesh import AXIS, on_each_device, part_shape, sharding, spread
 from xlaserve.platforms.platform import Device
 from xlaserve.platforms.random_bits import mix
@@ -60,18 +61,29 @@ class DummyWeights:
         model: the whole model.
         parameters: name, shape and dtype of every parameter, and how it is split, in the order wanted back.
         devices: where to make them, in the order of the parts.
+        packing: of the parameters, where some are to lie in packs.
     """
 
-    def __init__(self, model: ModelConfig, parameters: Mapping[str, jax.ShapeDtypeStruct], devices: Sequence[Device]) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        parameters: Mapping[str, jax.ShapeDtypeStruct],
+        devices: Sequence[Device],
+        packing: Packing | None = None,
+    ) -> None:
         self._parameters = parameters
+        self._packing = packing or Packing(parameters, packs=False)
         self._devices = devices
         self._identity = 0.0 if model.unit_offset_norm else 1.0
         self._rows = checkpoint_rows(model, len(devices))
         self._graphs: dict[_Recipe, Callable[[Array], Array]] = {}
 
     def make(self) -> tuple[Array, ...]:
-        """Every parameter."""
-        return jax.block_until_ready(tuple(self._parameter(name, array) for name, array in self._parameters.items()))
+        """Every parameter, or the arrays of the packing."""
+        arrays = PackedArrays(self._packing, self._devices)
+        for name, parameter in self._parameters.items():
+            arrays.take(name, self._parameter(name, parameter))
+        return jax.block_until_ready(arrays.finish())
 
     def _parameter(self, name: str, array: jax.ShapeDtypeStruct) -> Array:
         shards = range(len(self._devices))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from xlaserve.kernels.packs import Packed, unpacked
 from xlaserve.kernels.panels import as_matrix
 from xlaserve.models.config import Activation, ModelConfig
 from xlaserve.models.quantization import project
@@ -30,12 +31,12 @@ class Norm(NamedTuple):
     """An RMS norm.
 
     Args:
-        weight: `[width]`.
+        weight: `[width]`; as parameters of layers may, it may lie in a pack (`xlaserve.kernels.packs`).
         eps: what the mean of squares is raised by.
         unit_offset: whether the weight is stored as its difference from 1.
     """
 
-    weight: Array
+    weight: Array | Packed
     eps: float
     unit_offset: bool
 
@@ -49,9 +50,9 @@ class Weights(NamedTuple):
         bias: `[outputs]`, or None.
     """
 
-    weight: Array
-    scale: Array | None = None
-    bias: Array | None = None
+    weight: Array | Packed
+    scale: Array | Packed | None = None
+    bias: Array | Packed | None = None
 
 
 class Operations(Protocol):
@@ -117,12 +118,7 @@ class XlaOperations:
         shards: int = 1,
     ) -> Array:
         """See `Operations`."""
-        y = project(x if norm is None else normalize(x, norm), as_matrix(weights.weight), weights.scale, shards)
-        if weights.bias is not None:
-            y = y + weights.bias
-        if activation is not None:
-            y = gated(y, activation)
-        return y if residual is None else residual + y
+        return plain_linear(x, weights, norm=norm, activation=activation, residual=residual, shards=shards)
 
     def attention(self, config: ModelConfig, layer: int, qkv: Array, positions: Array, q_norm: Norm | None, k_norm: Norm | None) -> Array:
         """See `Operations`."""
@@ -138,13 +134,33 @@ class XlaOperations:
         return out.reshape(rows, length, c.num_heads * c.head_dim)
 
 
+def plain_linear(
+    x: Array,
+    weights: Weights,
+    *,
+    norm: Norm | None = None,
+    activation: Activation | None = None,
+    residual: Array | None = None,
+    shards: int = 1,
+) -> Array:
+    """`Operations.linear` as XLA computes it."""
+    weight, scale, bias = (None if part is None else unpacked(part) for part in weights)
+    assert weight is not None
+    y = project(x if norm is None else normalize(x, norm), as_matrix(weight), scale, shards)
+    if bias is not None:
+        y = y + bias
+    if activation is not None:
+        y = gated(y, activation)
+    return y if residual is None else residual + y
+
+
 def normalize(x: Array, norm: Norm) -> Array:
     """Root mean square norm in float32 (Zhang & Sennrich, 2019) over the last dimension."""
-    wide = x.astype(jnp.float32)
+    wide, weight = x.astype(jnp.float32), unpacked(norm.weight)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + norm.eps)
     if norm.unit_offset:
-        return (wide * (1.0 + norm.weight.astype(jnp.float32))).astype(x.dtype)
-    return wide.astype(x.dtype) * norm.weight
+        return (wide * (1.0 + weight.astype(jnp.float32))).astype(x.dtype)
+    return wide.astype(x.dtype) * weight
 
 
 def gated(gate_up: Array, activation: Activation) -> Array:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from xlaserve.errors import CheckpointError
+from xlaserve.kernels.packs import Packing
 from xlaserve.kernels.panels import PanelRows, matrix_shape
 from xlaserve.models.host_memory import HostMemory
 from xlaserve.models.layers import FIRST_ROW, FUSED, SCALE, Rows, rows_key
@@ -36,6 +37,7 @@ def load_weights(
     devices: Sequence[Device],
     *,
     rows: Mapping[str, Rows],
+    packing: Packing | None = None,
 ) -> tuple[jax.Array, ...]:
     """Read, convert and place every parameter; those that have a scale beside them are quantized.
 
@@ -44,6 +46,7 @@ def load_weights(
         parameters: name, shape and dtype of every parameter, and how it is split, in the order wanted back.
         devices: where to put them, in the order of the parts.
         rows: which rows of the checkpoint's tensors each device has, from `checkpoint_rows`.
+        packing: of `parameters`, where some are to lie in packs: then `packing.arrays` are returned.
 
     Raises:
         CheckpointError: a tensor is missing, has another shape than the model's, or is not used by the model; or it is to be quantized and
@@ -51,12 +54,11 @@ def load_weights(
     """
     tensors = {name: sources(name, experts_of(parameter)) for name, parameter in parameters.items() if not name.endswith(SCALE)}
     _check_names(checkpoint, (source for names in tensors.values() for source in names), "lm_head.weight" not in parameters)
-    placed: dict[str, jax.Array] = {}
-    memory = _memory(devices)
+    arrays = PackedArrays(packing or Packing(parameters, packs=False), devices)
     for name in tensors:
-        parameter, scale = parameters[name], parameters.get(f"{name}_scale")
-        hosts = _hosts(parameter, devices, memory)
-        scales = None if scale is None else _hosts(scale, devices, memory)
+        parameter, scale = parameters[name], f"{name}_scale"
+        hosts = arrays.begin(name)
+        scales = arrays.begin(scale) if scale in parameters else None
         if not tensors[name]:
             for shard, host in enumerate(hosts):
                 host.fill(shard * rows["embed_tokens"].held)
@@ -64,10 +66,53 @@ def load_weights(
         flat = [_as_matrix(host) for host in hosts]
         for source in tensors[name]:
             at += _fill(flat, scales, at, source, checkpoint, parameter, rows)
-        placed[name] = _place(hosts, parameter, devices)
-        if scale is not None and scales is not None:
-            placed[f"{name}_scale"] = _place(scales, scale, devices)
-    return tuple(placed[name] for name in parameters)
+        arrays.end(name, hosts)
+        if scales is not None:
+            arrays.end(scale, scales)
+    return arrays.finish()
+
+
+class PackedArrays:
+    """Puts parameters together in memory of the host and gives them to the devices: one after the other, or all of a pack at the end.
+
+    Args:
+        packing: which arrays there are to be, and what lies in them.
+        devices: where to put them, in the order of the parts.
+    """
+
+    def __init__(self, packing: Packing, devices: Sequence[Device]) -> None:
+        self._packing = packing
+        self._devices = devices
+        self._memory = _memory(devices)
+        self._packs: dict[str, list[np.ndarray]] = {}
+        self._placed: dict[str, jax.Array] = {}
+
+    def begin(self, name: str) -> list[np.ndarray]:
+        """What each device is to have of a parameter, to be written."""
+        array = self._packing.array_of(name)
+        if array == name:
+            return _hosts(self._packing.parameters[name], self._devices, self._memory)
+        if array not in self._packs:
+            self._packs[array] = _hosts(self._packing.arrays[array], self._devices, self._memory)
+        return [self._packing.part(host, name) for host in self._packs[array]]
+
+    def end(self, name: str, hosts: Sequence[np.ndarray]) -> None:
+        """A parameter is written: `hosts` are those of `begin`."""
+        if self._packing.array_of(name) == name:
+            self.take(name, _place(hosts, self._packing.parameters[name], self._devices))
+
+    def take(self, name: str, array: jax.Array) -> None:
+        """A parameter that devices have already."""
+        if self._packing.array_of(name) == name:
+            self._placed[name] = array
+        else:
+            self.begin(name)[0][...] = np.asarray(array)
+
+    def finish(self) -> tuple[jax.Array, ...]:
+        """All arrays of the packing, in its order, when every parameter is written or taken."""
+        for name, hosts in self._packs.items():
+            self._placed[name] = _place(hosts, self._packing.arrays[name], self._devices)
+        return tuple(self._placed[name] for name in self._packing.arrays)
 
 
 def _as_matrix(host: np.ndarray) -> np.ndarray | PanelRows:
@@ -134,17 +179,17 @@ def _hosts(parameter: jax.ShapeDtypeStruct, devices: Sequence[Device], memory: H
     return [memory.empty(part_shape(parameter), np.dtype(parameter.dtype)) for _ in devices]
 
 
-def placeholder_weights(parameters: Mapping[str, jax.ShapeDtypeStruct], devices: Sequence[Device]) -> tuple[jax.Array, ...]:
-    """Parameters of the right shapes that mean nothing, all of them one number: to run graphs where no checkpoint is to be read, and
+def placeholder_weights(arrays: Mapping[str, jax.ShapeDtypeStruct], devices: Sequence[Device]) -> tuple[jax.Array, ...]:
+    """Weights of the right shapes that mean nothing, all of them one number: to run graphs where no checkpoint is to be read, and
     nothing is to be compiled to make weights.
     """
     placed: list[jax.Array] = []
     memory = _memory(devices)
-    for parameter in parameters.values():
-        hosts = _hosts(parameter, devices, memory)
+    for array in arrays.values():
+        hosts = _hosts(array, devices, memory)
         for host in hosts:
             host.fill(1 if host.dtype.kind == "i" else 0.01)
-        placed.append(_place(hosts, parameter, devices))
+        placed.append(_place(hosts, array, devices))
     return tuple(placed)
 
 

@@ -54,6 +54,11 @@ class PagedKV:
         self.step = step
         self._read = READERS.get(kind) or _native(find_kernel(kind))
 
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """Keys and values of layer 0, of layer 1, and so on."""
+        return tuple(array for pair in self.layers for array in pair)
+
     def attend(self, layer: int, q: Array, k: Array, v: Array, *, scale: float, window: int | None, softcap: float | None) -> Array:
         """`xlaserve.models.operations.Attend` over this cache."""
         keys, values = self.layers[layer]

@@ -11,9 +11,9 @@ from jax.sharding import NamedSharding
 from xlaserve.kernels.attention import paged_attention
 from xlaserve.kernels.linear import linear
 from xlaserve.models.config import Activation, ModelConfig
-from xlaserve.models.operations import Norm, Weights, XlaOperations
+from xlaserve.models.operations import Norm, Weights, plain_linear
 from xlaserve.models.rotary import rotary
-from xlaserve.paged.attention import PagedKV
+from xlaserve.paged.attention import StepShape
 from xlaserve.platforms.mesh import AXIS
 
 
@@ -23,21 +23,39 @@ def left_to_xla(parameter: jax.ShapeDtypeStruct) -> bool:
     return len(parameter.shape) == 3 or AXIS in names[1:]
 
 
+class StackedKV:
+    """Keys and values of all layers, as graphs with the CPU kernels hold them, for the duration of one step.
+
+    Args:
+        keys: `[layers, num_blocks, kv_heads, head_dim, block_size]`: the keys of a block lie side by side.
+        values: `[layers, num_blocks, kv_heads, block_size, head_dim]`.
+        step: the shape of the step.
+    """
+
+    def __init__(self, keys: Array, values: Array, step: StepShape) -> None:
+        self.keys = keys
+        self.values = values
+        self.step = step
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """What the step leaves."""
+        return self.keys, self.values
+
+
 class KernelOperations:
     """`xlaserve.models.operations.Operations` on the CPU kernels.
 
     Args:
-        cache: the cache of the step, which `attention` reads and writes layer after layer; keys of a layer are
-            `[num_blocks, kv_heads, head_dim, block_size]`.
+        cache: the cache of the step, which `attention` reads and writes layer after layer.
         lengths: int32 `[S]`, how many places of each row hold a token. None where every place counts.
         sequences: int32, how many tokens there are of each sequence: as `lengths`, unless all share one row of places.
     """
 
-    def __init__(self, cache: PagedKV, lengths: Array | None, sequences: Array) -> None:
+    def __init__(self, cache: StackedKV, lengths: Array | None, sequences: Array) -> None:
         self._cache = cache
         self._lengths = lengths
         self._sequences = sequences
-        self._plain = XlaOperations(cache.attend)
 
     def linear(
         self,
@@ -51,7 +69,7 @@ class KernelOperations:
     ) -> Array:
         """See `Operations`."""
         if shards > 1:  # devices add up their products between what the kernel would do at once
-            return self._plain.linear(x, weights, norm=norm, activation=activation, residual=residual, shards=shards)
+            return plain_linear(x, weights, norm=norm, activation=activation, residual=residual, shards=shards)
         return linear(
             x,
             weights.weight,
@@ -69,14 +87,16 @@ class KernelOperations:
         """See `Operations`."""
         own, step = config.layers[layer], self._cache.step
         cos, sin = (angle[:, :, 0] for angle in rotary(positions, own.rope, config.head_dim))
-        out, keys, values = paged_attention(
+        out, self._cache.keys, self._cache.values = paged_attention(
             qkv,
             cos,
             sin,
-            *self._cache.layers[layer],
+            self._cache.keys,
+            self._cache.values,
             step.block_tables,
             positions,
             self._sequences,
+            layer=layer,
             q_norm=None if q_norm is None else q_norm.weight,
             k_norm=None if k_norm is None else k_norm.weight,
             heads=config.num_heads,
@@ -86,5 +106,4 @@ class KernelOperations:
             eps=config.norm_eps,
             unit_offset=config.unit_offset_norm,
         )
-        self._cache.layers[layer] = keys, values
         return out

@@ -35,6 +35,16 @@ ffi::Error CheckBuffer(std::string_view name, const ffi::AnyBuffer& buffer, ffi:
   return ffi::Error::Success();
 }
 
+// A norm may be part of a larger array.
+ffi::Error CheckNorm(std::string_view name, const ffi::AnyBuffer& buffer, ffi::DataType type, int64_t at, int64_t numbers) {
+  const auto count = static_cast<int64_t>(buffer.element_count());
+  if ((numbers == 0 && count > 0) || at < 0 || at + numbers > count) {
+    return Wrong(name, "has " + std::to_string(count) + " numbers, not " + std::to_string(numbers) + " from " + std::to_string(at) + " on");
+  }
+  if (buffer.element_type() != type) return Wrong(name, "has another type than it should have");
+  return ffi::Error::Success();
+}
+
 // What a row's numbers must be, so that nothing out of range is read or written.
 ffi::Error CheckRows(const AttentionArgs& a, int64_t blocks) {
   for (int64_t row = 0; row < a.rows; ++row) {
@@ -64,35 +74,40 @@ ffi::Error CheckRows(const AttentionArgs& a, int64_t blocks) {
 ffi::Error Attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cos, ffi::AnyBuffer sin, ffi::AnyBuffer keys, ffi::AnyBuffer values,
                      ffi::AnyBuffer block_tables, ffi::AnyBuffer positions, ffi::AnyBuffer lengths, ffi::AnyBuffer q_norm,
                      ffi::AnyBuffer k_norm, ffi::Result<ffi::AnyBuffer> out, ffi::Result<ffi::AnyBuffer> new_keys,
-                     ffi::Result<ffi::AnyBuffer> new_values, int64_t heads, float scale, int64_t window, float softcap, float eps,
-                     bool unit_offset) {
+                     ffi::Result<ffi::AnyBuffer> new_values, int64_t layer, ffi::Span<const int64_t> norms_at, int64_t heads,
+                     float scale, int64_t window, float softcap, float eps, bool unit_offset) {
   const auto type = qkv.element_type();
   if (type != ffi::F32 && type != ffi::BF16) return Wrong("qkv", "is neither float32 nor bfloat16");
   if (qkv.dimensions().size() != 3) return Wrong("qkv", "is " + Shape(qkv.dimensions()) + ", not [rows, length, numbers]");
-  if (keys.dimensions().size() != 4) return Wrong("keys", "is " + Shape(keys.dimensions()) + ", not [blocks, kv_heads, head_dim, block_size]");
+  if (keys.dimensions().size() != 5) {
+    return Wrong("keys", "is " + Shape(keys.dimensions()) + ", not [layers, blocks, kv_heads, head_dim, block_size]");
+  }
   if (block_tables.dimensions().size() != 2) return Wrong("block_tables", "is " + Shape(block_tables.dimensions()) + ", not [rows, blocks]");
   // One row of places for several sequences is shared by them: their tokens follow one another.
   const int64_t lines = qkv.dimensions()[0], length = qkv.dimensions()[1];
   const int64_t rows = lines == 1 ? block_tables.dimensions()[0] : lines, width = block_tables.dimensions()[1];
-  const int64_t blocks = keys.dimensions()[0], kv_heads = keys.dimensions()[1], dim = keys.dimensions()[2], size = keys.dimensions()[3];
+  const int64_t layers = keys.dimensions()[0], blocks = keys.dimensions()[1], kv_heads = keys.dimensions()[2];
+  const int64_t dim = keys.dimensions()[3], size = keys.dimensions()[4];
+  if (layer < 0 || layer >= layers) return Wrong("layer", "is " + std::to_string(layer) + " of " + std::to_string(layers));
   if (size < 1 || (size & (size - 1)) != 0) return Wrong("keys", "has blocks of " + std::to_string(size) + ", which is no power of two");
   if (dim < 8 || dim % 8 != 0) return Wrong("keys", "has heads of " + std::to_string(dim) + " numbers, which is no multiple of 8");
   if (kv_heads < 1 || heads < kv_heads || heads % kv_heads != 0) {
     return Wrong("heads", "is " + std::to_string(heads) + " with " + std::to_string(kv_heads) + " key heads");
   }
   if (window < 0) return Wrong("window", "is " + std::to_string(window));
+  if (norms_at.size() != 2) return Wrong("norms_at", "does not have two places");
   const int64_t norm = q_norm.element_count() == 0 ? 0 : dim;
   for (const ffi::Error& error : {
            CheckBuffer("qkv", qkv, type, {lines, length, (heads + 2 * kv_heads) * dim}),
            CheckBuffer("cos", cos, ffi::F32, {lines, length, dim / 2}),
            CheckBuffer("sin", sin, ffi::F32, {lines, length, dim / 2}),
-           CheckBuffer("keys", keys, type, {blocks, kv_heads, dim, size}),
-           CheckBuffer("values", values, type, {blocks, kv_heads, size, dim}),
+           CheckBuffer("keys", keys, type, {layers, blocks, kv_heads, dim, size}),
+           CheckBuffer("values", values, type, {layers, blocks, kv_heads, size, dim}),
            CheckBuffer("block_tables", block_tables, ffi::S32, {rows, width}),
            CheckBuffer("positions", positions, ffi::S32, {lines, length}),
            CheckBuffer("lengths", lengths, ffi::S32, {rows}),
-           CheckBuffer("q_norm", q_norm, type, {norm}),
-           CheckBuffer("k_norm", k_norm, type, {norm}),
+           CheckNorm("q_norm", q_norm, type, norms_at[0], norm),
+           CheckNorm("k_norm", k_norm, type, norms_at[1], norm),
            CheckBuffer("out", *out, type, {lines, length, heads * dim}),
        }) {
     if (error.failure()) return error;
@@ -105,6 +120,9 @@ ffi::Error Attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cos, ffi::AnyBuffer sin,
     first[row] = place;
     place += rows == lines ? length : std::max<int64_t>(0, lengths.typed_data<int32_t>()[row]);
   }
+  const size_t width_of = type == ffi::BF16 ? 2 : 4;
+  const auto from = [width_of](const ffi::AnyBuffer& buffer, int64_t at) { return static_cast<char*>(buffer.untyped_data()) + at * width_of; };
+  const int64_t cached = layer * blocks * kv_heads * dim * size;
   const AttentionArgs args{
       .bf16 = type == ffi::BF16,
       .rows = rows,
@@ -118,14 +136,14 @@ ffi::Error Attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cos, ffi::AnyBuffer sin,
       .qkv = qkv.untyped_data(),
       .cos = cos.typed_data<float>(),
       .sin = sin.typed_data<float>(),
-      .keys = keys.untyped_data(),
-      .values = values.untyped_data(),
+      .keys = from(keys, cached),
+      .values = from(values, cached),
       .block_tables = block_tables.typed_data<int32_t>(),
       .positions = positions.typed_data<int32_t>(),
       .lengths = lengths.typed_data<int32_t>(),
       .first = first.data(),
-      .q_norm = norm == 0 ? nullptr : q_norm.untyped_data(),
-      .k_norm = norm == 0 ? nullptr : k_norm.untyped_data(),
+      .q_norm = norm == 0 ? nullptr : from(q_norm, norms_at[0]),
+      .k_norm = norm == 0 ? nullptr : from(k_norm, norms_at[1]),
       .out = out->untyped_data(),
       .scale = scale,
       .window = window,
@@ -159,6 +177,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(xlaserve_attention, xlaserve::Attention,
                                   .Ret<xla::ffi::AnyBuffer>()   // out
                                   .Ret<xla::ffi::AnyBuffer>()   // keys
                                   .Ret<xla::ffi::AnyBuffer>()   // values
+                                  .Attr<int64_t>("layer")
+                                  .Attr<xla::ffi::Span<const int64_t>>("norms_at")
                                   .Attr<int64_t>("heads")
                                   .Attr<float>("scale")
                                   .Attr<int64_t>("window")

@@ -1,4 +1,4 @@
-// The custom call `xlaserve_copy_blocks`: KV blocks copied where they lie, in the arrays of all layers. XLA:CPU has no bfloat16 scatter in
+// The custom call `xlaserve_copy_blocks`: KV blocks copied where they lie, in all layers of every array. XLA:CPU has no bfloat16 scatter in
 // older versions and goes through a float32 copy of every array, whatever is to be copied.
 
 #include <cstdint>
@@ -19,13 +19,16 @@ ffi::Error CopyBlocks(ffi::Buffer<ffi::S32> source, ffi::Buffer<ffi::S32> target
   const auto count = static_cast<int64_t>(source.element_count());
   if (static_cast<int64_t>(target.element_count()) != count) return Wrong("source and target must be as many");
   if (caches.size() != results.size()) return Wrong("each cache must have one result");
+  int64_t layers = 0;
   for (size_t i = 0; i < caches.size(); ++i) {
     const auto cache = caches.get<ffi::AnyBuffer>(i);
     auto result = results.get<ffi::AnyBuffer>(i);
     if (!cache.has_value()) return cache.error();
     if (!result.has_value()) return result.error();
     if (cache->untyped_data() != (*result)->untyped_data()) return Wrong("caches are to be updated in place, but results are elsewhere");
-    const int64_t blocks = cache->dimensions().size() == 0 ? 0 : cache->dimensions()[0];
+    if (cache->dimensions().size() < 2) return Wrong("a cache must have layers and blocks");
+    const int64_t blocks = cache->dimensions()[1];
+    layers += cache->dimensions()[0];
     for (int64_t j = 0; j < count; ++j) {
       for (const int32_t block : {source.typed_data()[j], target.typed_data()[j]}) {
         if (block < 0 || block >= blocks) return Wrong("there is no block " + std::to_string(block) + " of " + std::to_string(blocks));
@@ -33,10 +36,12 @@ ffi::Error CopyBlocks(ffi::Buffer<ffi::S32> source, ffi::Buffer<ffi::S32> target
     }
   }
   if (count == 0) return ffi::Error::Success();
-  Pool::Get().Run(static_cast<int64_t>(caches.size()), [&](int64_t i) {
-    const auto cache = caches.get<ffi::AnyBuffer>(i);
-    char* const data = static_cast<char*>(cache->untyped_data());
-    const size_t bytes = cache->size_bytes() / cache->dimensions()[0];
+  Pool::Get().Run(layers, [&](int64_t layer) {
+    size_t i = 0;
+    auto cache = caches.get<ffi::AnyBuffer>(i);
+    for (; layer >= cache->dimensions()[0]; cache = caches.get<ffi::AnyBuffer>(++i)) layer -= cache->dimensions()[0];
+    const size_t layer_bytes = cache->size_bytes() / cache->dimensions()[0], bytes = layer_bytes / cache->dimensions()[1];
+    char* const data = static_cast<char*>(cache->untyped_data()) + layer * layer_bytes;
     for (int64_t j = 0; j < count; ++j) {
       const int32_t from = source.typed_data()[j], to = target.typed_data()[j];
       if (from != to) std::memcpy(data + to * bytes, data + from * bytes, bytes);

@@ -49,14 +49,25 @@ void AdviseHugePages(void* data, size_t bytes) {
 
 size_t Aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// Operands without elements are absent. See kernels/linear.py for what each is.
+// Whether an operand has so many numbers from a place on.
+bool Holds(const ffi::AnyBuffer& buffer, int64_t at, int64_t numbers) {
+  return at >= 0 && at + numbers <= static_cast<int64_t>(buffer.element_count());
+}
+
+// An operand's numbers from a place on; null where it is absent.
+const void* From(const ffi::AnyBuffer& buffer, int64_t at) {
+  if (buffer.element_count() == 0) return nullptr;
+  return static_cast<const char*>(buffer.untyped_data()) + at * (buffer.size_bytes() / buffer.element_count());
+}
+
+// Operands without elements are absent; parameters begin at their places, `at`, in theirs. See kernels/linear.py for what each is.
 ffi::Error Linear(ffi::AnyBuffer x, ffi::AnyBuffer lengths, ffi::AnyBuffer weight, ffi::AnyBuffer scale, ffi::AnyBuffer norm,
-                  ffi::AnyBuffer bias, ffi::AnyBuffer residual, ffi::Result<ffi::AnyBuffer> y, float eps, bool unit_offset,
-                  int32_t activation) {
+                  ffi::AnyBuffer bias, ffi::AnyBuffer residual, ffi::Result<ffi::AnyBuffer> y, ffi::Span<const int64_t> w_dims,
+                  ffi::Span<const int64_t> at, float eps, bool unit_offset, int32_t activation) {
   const Kernels* const kernels = Chosen();
   if (kernels == nullptr) return ffi::Error(ffi::ErrorCode::kUnimplemented, "xlaserve_linear: this CPU has no instruction set that it knows");
-  const auto present = [](const ffi::AnyBuffer& buffer) { return buffer.element_count() > 0 ? buffer.untyped_data() : nullptr; };
-  const auto x_dims = x.dimensions(), w_dims = weight.dimensions();
+  const auto x_dims = x.dimensions();
+  if (at.size() != 4) return Wrong("at must have four places");
   if (x_dims.size() < 2 || (w_dims.size() != 2 && w_dims.size() != 4)) return Wrong("x must have 2 dimensions or more, and weight 2 or 4");
   LinearArgs args{};
   args.inputs = x_dims.back();
@@ -93,23 +104,24 @@ ffi::Error Linear(ffi::AnyBuffer x, ffi::AnyBuffer lengths, ffi::AnyBuffer weigh
   if (args.panels && (w_dims[2] != 32 || w_dims[3] != in_word)) return Wrong("panels must be of 32 outputs, and their words of 4 bytes");
   if (args.panels && args.gated() && args.outputs % 64 != 0) return Wrong("each half of a gated layer must have whole panels");
   if (args.weight_type != WeightType::kS8 && weight.element_type() != x.element_type()) return Wrong("weight must have x's type, or be int8");
-  const bool scaled = scale.element_type() == ffi::F32 && static_cast<int64_t>(scale.element_count()) == args.outputs;
+  if (!Holds(weight, at[0], args.outputs * args.inputs)) return Wrong("weight must have as many numbers as its shape says");
+  const bool scaled = scale.element_type() == ffi::F32 && Holds(scale, at[1], args.outputs);
   if (args.weight_type == WeightType::kS8 && !scaled) return Wrong("int8 weights need a float32 scale for each output");
   for (const ffi::AnyBuffer& around : {norm, bias, residual}) {
     if (around.element_count() > 0 && around.element_type() != x.element_type()) return Wrong("norm, bias and residual must have x's type");
   }
-  if (norm.element_count() > 0 && static_cast<int64_t>(norm.element_count()) != args.inputs) return Wrong("norm must be as long as x's rows");
-  if (bias.element_count() > 0 && static_cast<int64_t>(bias.element_count()) != args.outputs) return Wrong("bias must be one for each output");
+  if (norm.element_count() > 0 && !Holds(norm, at[2], args.inputs)) return Wrong("norm must be as long as x's rows");
+  if (bias.element_count() > 0 && !Holds(bias, at[3], args.outputs)) return Wrong("bias must be one for each output");
   if (residual.element_count() > 0 && residual.element_count() != y->element_count()) return Wrong("residual must be shaped as y");
 
   args.x = x.untyped_data();
-  args.weight = weight.untyped_data();
-  args.scale = static_cast<const float*>(present(scale));
-  args.norm = present(norm);
+  args.weight = From(weight, at[0]);
+  args.scale = static_cast<const float*>(From(scale, at[1]));
+  args.norm = From(norm, at[2]);
   args.eps = eps;
   args.unit_offset = unit_offset;
-  args.bias = present(bias);
-  args.residual = present(residual);
+  args.bias = From(bias, at[3]);
+  args.residual = From(residual, 0);
   args.y = y->untyped_data();
   args.out_bf16 = y->element_type() == ffi::BF16;
   args.rows = rows;
@@ -119,7 +131,7 @@ ffi::Error Linear(ffi::AnyBuffer x, ffi::AnyBuffer lengths, ffi::AnyBuffer weigh
   const size_t index_bytes = Aligned(rows * sizeof(int32_t)), pointer_bytes = Aligned(2 * rows * sizeof(void*));
   const size_t scale_bytes = Aligned(rows * sizeof(float)), sum_bytes = Aligned(2 * rows * sizeof(int32_t));
   char* const memory = scratch.Get(index_bytes + pointer_bytes + scale_bytes + sum_bytes + rows * args.padded_inputs() * sizeof(float));
-  if (const auto* live = static_cast<const int32_t*>(present(lengths))) {
+  if (const auto* live = static_cast<const int32_t*>(From(lengths, 0))) {
     // Of every sequence only the tokens that are there are computed; the places of the others become zeros.
     const int64_t sequences = lengths.element_count(), length = rows / sequences;
     const size_t row_bytes = outputs * (args.out_bf16 ? 2 : 4);
@@ -154,6 +166,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(xlaserve_linear, xlaserve::Linear,
                                   .Arg<::xla::ffi::AnyBuffer>()
                                   .Arg<::xla::ffi::AnyBuffer>()
                                   .Ret<::xla::ffi::AnyBuffer>()
+                                  .Attr<::xla::ffi::Span<const int64_t>>("shape")
+                                  .Attr<::xla::ffi::Span<const int64_t>>("at")
                                   .Attr<float>("eps")
                                   .Attr<bool>("unit_offset")
                                   .Attr<int32_t>("activation"));
