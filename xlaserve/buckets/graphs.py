@@ -26,6 +26,7 @@ from jax.sharding import PartitionSpec
 from xlaserve.buckets.ladder import BLANK, COPIES, COPY, SEAT, Bucket, ContextBucket, GenerateBucket, UpkeepBucket
 from xlaserve.buckets.layout import BANNED_AT, TOKENS_AT, Header, mask_width, row_width, table_at
 from xlaserve.buckets.places import places, shared_places
+from xlaserve.kernels.argmax import largest_index
 from xlaserve.kernels.blocks import copy_in_place
 from xlaserve.kernels.packs import Packing
 from xlaserve.kernels.zeros import zeros
@@ -160,7 +161,7 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
             return model.apply(variables, operations, attended.at(found), method="head")
 
         logits = logits_at(at.last, each)
-        sampled = _choose(spec, logits, state, slot, _adjustment(batch), _sampling(batch, mask))
+        sampled = _choose(spec, logits, state, batch, mask)
         scores = score(logits, sampled, batch[:, Header.LOGPROBS], branches=spec.branches, kind=spec.top_k)
         prompt_scores = None
         if scores_prompts(spec, bucket):
@@ -174,15 +175,19 @@ def make_step(spec: GraphSpec, bucket: Bucket) -> Step:
     return step
 
 
-def _choose(spec: GraphSpec, logits: Array, state: SlotState, slot: Array, changes: AdjustmentRows, rows: SamplingRows) -> Array:
+def _choose(spec: GraphSpec, logits: Array, state: SlotState, batch: Array, mask: Array) -> Array:
     """The token of each row. Where all rows want the most likely one, nothing stands between it and the logits: a conditional that may
-    change logits copies them where it does not.
+    change logits copies them where it does not. What only the other case reads of the batch is taken from it there.
     """
 
     def chosen() -> Array:
-        return sample(adjust(logits, state, slot, changes, branches=spec.branches), rows, branches=spec.branches)
+        changes, rows = _adjustment(batch), _sampling(batch, mask)
+        return sample(adjust(logits, state, batch[:, Header.SLOT], changes, branches=spec.branches), rows, branches=spec.branches)
 
-    return jax.lax.cond(jnp.any(changes.wanted | rows.wanted), chosen, lambda: argmax(logits)) if spec.branches else chosen()
+    if not spec.branches:
+        return chosen()
+    wanted = jnp.any(_adjustment(batch).wanted | _sampling(batch, mask).wanted)
+    return jax.lax.cond(wanted, chosen, lambda: largest_index(logits) if spec.cpu_kernels else argmax(logits))
 
 
 def _cache(spec: GraphSpec, kv: tuple[Array, ...], step: StepShape) -> PagedKV | StackedKV:

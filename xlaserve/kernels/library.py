@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 ABI = 5
 """What this side expects of the library: names, operands, attributes and meaning of the calls."""
 
-TARGETS: tuple[str, ...] = ("xlaserve_linear", "xlaserve_attention", "xlaserve_zeros", "xlaserve_copy_blocks")
+TARGETS: tuple[str, ...] = (
+    "xlaserve_linear",
+    "xlaserve_attention",
+    "xlaserve_chain",
+    "xlaserve_argmax",
+    "xlaserve_zeros",
+    "xlaserve_copy_blocks",
+)
 """Functions that graphs may call; XLA knows them by the names that they have in the library."""
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -100,6 +100,9 @@ class Backbone(nn.Module):
         if self.config.embedding_scale != 1.0:
             # The factor is rounded to the model's dtype before it multiplies, as the reference implementation does.
             x = x * jnp.asarray(self.config.embedding_scale, self.dtype)
+        return _together(self.config, operations, partial(self._all, positions=positions), x)
+
+    def _all(self, operations: Operations, x: Array, positions: Array) -> Attended:
         for block in self.blocks[:-1]:
             x = block.finish(operations, block.attend(operations, x, positions))
         return self.blocks[-1].attend(operations, x, positions)
@@ -159,17 +162,23 @@ class CausalLM(nn.Module):
 
     def head(self, operations: Operations, tokens: Attended) -> Array:
         """float32 logits `[..., vocab]` after some tokens: what is left of the last layer, the final norm and the output head."""
-        x = self.model.finish(operations, tokens)
-        if self.config.tie_embeddings:
-            logits = self.model.logits(operations, x)
-        else:
-            logits = self.lm_head(operations, x, norm=self.model.final_norm())
+        logits = _together(self.config, operations, self._logits, tokens)
         if self.config.shards > 1:
             logits = concatenated(logits, self.config.shards)[..., : self.config.vocab_size]
         logits = logits.astype(jnp.float32)
         if self.config.logit_softcap is not None:
             logits = jnp.tanh(logits / self.config.logit_softcap) * self.config.logit_softcap
         return logits
+
+    def _logits(self, operations: Operations, tokens: Attended) -> Array:
+        x = self.model.finish(operations, tokens)
+        return self.model.logits(operations, x) if self.config.tie_embeddings else self.lm_head(operations, x, norm=self.model.final_norm())
+
+
+def _together(config: ModelConfig, operations: Operations, compute: Callable[[Operations, Any], Any], arrays: Any) -> Any:
+    """`compute(operations, arrays)` of layers; as one where these are nothing but linear layers and attention."""
+    alone = config.shards == 1 and config.experts is None and not config.sandwich_norm
+    return operations.together(compute, arrays) if alone else compute(operations, arrays)
 
 
 @cache

@@ -6,7 +6,8 @@ own has another implementation, which gives the same within rounding.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +97,18 @@ class Operations(Protocol):
         """
         ...
 
+    def together(self, compute: Callable[[Operations, Any], Any], arrays: Any) -> Any:
+        """`compute(operations, arrays)`, as one where that is faster.
+
+        Args:
+            compute: does nothing with the arrays, and with what it computes from them, but give them to `linear` and `attention` of the
+                operations that it is called with; these have `shards` of 1.
+            arrays: a tree of arrays that agree in all dimensions but the last.
+
+        Returns: what `compute` does, a tree of arrays.
+        """
+        ...
+
 
 class XlaOperations:
     """Plain arithmetic for XLA to compile.
@@ -119,6 +132,10 @@ class XlaOperations:
     ) -> Array:
         """See `Operations`."""
         return plain_linear(x, weights, norm=norm, activation=activation, residual=residual, shards=shards)
+
+    def together(self, compute: Callable[[Operations, Any], Any], arrays: Any) -> Any:
+        """See `Operations`: XLA puts together what it likes."""
+        return compute(self, arrays)
 
     def attention(self, config: ModelConfig, layer: int, qkv: Array, positions: Array, q_norm: Norm | None, k_norm: Norm | None) -> Array:
         """See `Operations`."""

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "attention_args.h"
+#include "calls.h"
 #include "isa.h"
 #include "pool.h"
 #include "xla/ffi/api/ffi.h"
@@ -41,7 +42,7 @@ ffi::Error CheckNorm(std::string_view name, const ffi::AnyBuffer& buffer, ffi::D
   if ((numbers == 0 && count > 0) || at < 0 || at + numbers > count) {
     return Wrong(name, "has " + std::to_string(count) + " numbers, not " + std::to_string(numbers) + " from " + std::to_string(at) + " on");
   }
-  if (buffer.element_type() != type) return Wrong(name, "has another type than it should have");
+  if (numbers > 0 && buffer.element_type() != type) return Wrong(name, "has another type than it should have");
   return ffi::Error::Success();
 }
 
@@ -70,6 +71,8 @@ ffi::Error CheckRows(const AttentionArgs& a, int64_t blocks) {
   }
   return ffi::Error::Success();
 }
+
+}  // namespace
 
 ffi::Error Attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cos, ffi::AnyBuffer sin, ffi::AnyBuffer keys, ffi::AnyBuffer values,
                      ffi::AnyBuffer block_tables, ffi::AnyBuffer positions, ffi::AnyBuffer lengths, ffi::AnyBuffer q_norm,
@@ -158,7 +161,6 @@ ffi::Error Attention(ffi::AnyBuffer qkv, ffi::AnyBuffer cos, ffi::AnyBuffer sin,
   return ffi::Error::Success();
 }
 
-}  // namespace
 }  // namespace xlaserve
 
 #pragma GCC visibility push(default)

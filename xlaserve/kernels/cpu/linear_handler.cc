@@ -1,13 +1,14 @@
 // xlaserve_linear as a custom call of XLA: checks what it is given, and hands it to the kernel of this machine's instruction set.
 
-#include <sys/mman.h>
-
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "calls.h"
 #include "isa.h"
+#include "pages.h"
 #include "pool.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -37,16 +38,6 @@ class Scratch {
   size_t size_ = 0;
 };
 
-// Asks for huge pages below a large result. XLA gets the memory of graphs with large arrays anew at every step, and then each page of 4 KiB
-// costs about as much as computing what it holds. The advice may concern neighbours too: what they hold stays.
-void AdviseHugePages(void* data, size_t bytes) {
-  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
-  if (bytes < kHuge) return;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(data) / kHuge * kHuge;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes + kHuge - 1) / kHuge * kHuge;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-}
-
 size_t Aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // Whether an operand has so many numbers from a place on.
@@ -60,7 +51,8 @@ const void* From(const ffi::AnyBuffer& buffer, int64_t at) {
   return static_cast<const char*>(buffer.untyped_data()) + at * (buffer.size_bytes() / buffer.element_count());
 }
 
-// Operands without elements are absent; parameters begin at their places, `at`, in theirs. See kernels/linear.py for what each is.
+}  // namespace
+
 ffi::Error Linear(ffi::AnyBuffer x, ffi::AnyBuffer lengths, ffi::AnyBuffer weight, ffi::AnyBuffer scale, ffi::AnyBuffer norm,
                   ffi::AnyBuffer bias, ffi::AnyBuffer residual, ffi::Result<ffi::AnyBuffer> y, ffi::Span<const int64_t> w_dims,
                   ffi::Span<const int64_t> at, float eps, bool unit_offset, int32_t activation) {
@@ -153,7 +145,6 @@ ffi::Error Linear(ffi::AnyBuffer x, ffi::AnyBuffer lengths, ffi::AnyBuffer weigh
   return ffi::Error::Success();
 }
 
-}  // namespace
 }  // namespace xlaserve
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(xlaserve_linear, xlaserve::Linear,
