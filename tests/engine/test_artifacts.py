@@ -71,7 +71,7 @@ def test_the_manifest_tells_what_was_compiled(model: str, artifacts: Path) -> No
     assert set(manifest.graphs) == {bucket.name for bucket in plan.ladder.graphs}
     assert manifest.about["sizes"].items() >= SIZES.items()
     assert len(manifest.about["config_sha256"]) == len(manifest.about["tokenizer_sha256"]) == 64
-    assert manifest.program["kv"] == {"arrays": 4, "shape": [5, 2, 16, 16], "dtype": "float32"}
+    assert manifest.program["kv"] == {"layers": 2, "shape": [5, 2, 16, 16], "dtype": "float32"}
     assert manifest.program["mesh"] == {"tp": 1}
     [machine] = manifest.machines.values()
     assert {"jax", "jaxlib", "flax", "device_kind", "platform_version", "cpu_features", "xla_flags"} <= machine.keys()

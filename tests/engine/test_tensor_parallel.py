@@ -93,7 +93,7 @@ def test_each_device_has_its_share_and_the_plan_knows(split: LLM) -> None:
     assert plan.limits.memory.weights == plan.weight_bytes == bytes_of_one(runner._params)
     heads = plan.model.num_kv_heads // TP
     for array in runner._kv:
-        assert {shard.data.shape[1] for shard in array.addressable_shards} == {heads}
+        assert {shard.data.shape[-3] for shard in array.addressable_shards} == {heads}
         assert [shard.device for shard in array.addressable_shards] == plan.devices == jax.devices("cpu")[:TP]
     assert all(array.is_fully_replicated for array in runner._state)
     assert f"the model split over {TP} devices" in plan.describe()

@@ -1,4 +1,4 @@
-"""Layers as one call: to the last bit what a call for each of their parts computes, in no more memory than values need that are read later."""
+"""Layers as one call: to the last bit what a call for each of their parts computes, in no more memory than what is read later needs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,12 @@ CONFIG = ModelConfig(
 """Layers that differ in what they turn and see."""
 
 NAMES = ("qkv", "o", "gate_up", "down")
-SHAPES = {"qkv": ((HEADS + 2 * KV_HEADS) * DIM, HIDDEN), "o": (HIDDEN, HEADS * DIM), "gate_up": (2 * WIDTH, HIDDEN), "down": (HIDDEN, WIDTH)}
+SHAPES = {
+    "qkv": ((HEADS + 2 * KV_HEADS) * DIM, HIDDEN),
+    "o": (HIDDEN, HEADS * DIM),
+    "gate_up": (2 * WIDTH, HIDDEN),
+    "down": (HIDDEN, WIDTH),
+}
 
 
 class Layer(NamedTuple):
@@ -231,7 +236,10 @@ def test_numbers_by_hand_are_what_a_chain_writes() -> None:
         (lambda values, steps: steps.__setitem__(7, 2), "xlaserve_chain: step 0 is about a value or an operand that is not there"),
         (lambda values, steps: values.__setitem__(4, 1), "xlaserve_chain: step 0 is about a value or an operand that is not there"),
         (lambda values, steps: values.__setitem__(3, 5), "xlaserve_chain: step 0 is about a value or an operand that is not there"),
-        (lambda values, steps: values.__setitem__(slice(3, 5), [2, 32]), "xlaserve_chain: step 0 is about a value or an operand that is not"),
+        (
+            lambda values, steps: values.__setitem__(slice(3, 5), [2, 32]),
+            "xlaserve_chain: step 0 is about a value or an operand that is not",
+        ),
         (lambda values, steps: steps.__setitem__(-1, 9), "xlaserve_linear: weight must have as many columns as x"),
     ],
 )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from xlaserve.bench.ceilings import Ceiling, bandwidth_probes, gemm_probes, measure
+from xlaserve.bench.ceilings import Ceiling, Probe, bandwidth_probes, gemm_probes, measure
 from xlaserve.bench.graph_batch import contexts_of, graph_batch
 from xlaserve.bench.graph_work import RowWork, Stored, graph_work
 from xlaserve.bench.roofline import Roofline
@@ -25,9 +26,8 @@ from xlaserve.engine.config import EngineConfig
 from xlaserve.engine.runner import Runner
 from xlaserve.errors import ConfigError
 from xlaserve.platforms.mesh import part_shape
-from xlaserve.platforms.platform import Device
 
-_GROUP_SECONDS, _MOST_IN_GROUP = 0.02, 16
+_GROUP_SECONDS, _MOST_IN_GROUP = 0.05, 16
 """Runs are timed in groups that last so long, of so many at most: they are dispatched one after the other, as the engine does it."""
 _FEWEST_GROUPS, _ENOUGH_SECONDS = 3, 2.0
 """A graph is timed no longer than that, once it has been timed a few times."""
@@ -55,13 +55,20 @@ class Timed:
         bucket: which.
         context: tokens of each sequence, the computed ones included.
         rows: what its rows compute.
-        seconds: of a run.
+        seconds: of a run, in each group.
+        reading: bytes a second that the device has read just before and after each group, by the way that reads fastest.
     """
 
     bucket: Bucket
     context: int
     rows: list[RowWork]
     seconds: Spread
+    reading: Spread
+
+    def weight_shares(self, weight_bytes: float) -> Spread:
+        """Of each group: weights a run's time, as a share of what was read meanwhile."""
+        groups = zip(self.seconds.values, self.reading.values, strict=True)
+        return Spread(tuple(weight_bytes / seconds / rate for seconds, rate in groups))
 
 
 def bench_kernels(
@@ -72,7 +79,7 @@ def bench_kernels(
     sizes: CeilingSizes,
     say: Callable[[str], None],
 ) -> tuple[dict[str, Any], dict[str, Any], list[str], str]:
-    """Time graphs and hold them against the device's ceilings, which are measured before and after.
+    """Time graphs and hold them against the device's ceilings, which are measured before and after; the bandwidth also meanwhile.
 
     Args:
         config: of the engine.
@@ -99,10 +106,12 @@ def bench_kernels(
     runner, graphs = start_runner(plan, open_stores(plan, config, say), config, say)
     device, dtypes = plan.devices[0], _dtypes(plan.spec)
     say("measuring bandwidth and matrix products")
-    reading, multiplying = _ceilings(device, dtypes, sizes)
-    timed, skipped = _time_all(plan, runner, buckets, contexts, iterations, say)
-    again = _ceilings(device, dtypes, sizes)
-    reading, multiplying = reading.joined(again[0]), multiplying.joined(again[1])
+    readers = bandwidth_probes(device, sizes.bandwidth_bytes)
+    multipliers = gemm_probes(device, dtypes, sizes.gemm or _GEMM.get(device.platform, _LARGE_GEMM))
+    reading, multiplying = measure(readers), measure(multipliers)
+    fastest = next(probe for probe in readers if probe.name == reading.usual_way)
+    timed, skipped = _time_all(plan, runner, buckets, contexts, iterations, fastest, say)
+    reading, multiplying = reading.joined(measure(readers)), multiplying.joined(measure(multipliers))
     lines = [(each, _roofline(plan.spec, each, reading, multiplying)) for each in timed]
     metrics = {
         "bandwidth": reading.as_json(),
@@ -133,18 +142,19 @@ def subject_of(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _ceilings(device: Device, dtypes: Sequence[str], sizes: CeilingSizes) -> tuple[Ceiling, Ceiling]:
-    reading = measure(bandwidth_probes(device, sizes.bandwidth_bytes))
-    return reading, measure(gemm_probes(device, dtypes, sizes.gemm or _GEMM.get(device.platform, _LARGE_GEMM)))
-
-
 def _dtypes(spec: GraphSpec) -> list[str]:
     """Types of matrices, and float32, which may be faster than a shorter one."""
     return sorted({"float32", *(str(np.dtype(p.dtype)) for p in spec.parameters().values() if len(p.shape) > 1)})
 
 
 def _time_all(
-    plan: Plan, runner: Runner, buckets: Sequence[Bucket], contexts: tuple[int, ...], iterations: int, say: Callable[[str], None]
+    plan: Plan,
+    runner: Runner,
+    buckets: Sequence[Bucket],
+    contexts: tuple[int, ...],
+    iterations: int,
+    fastest: Probe,
+    say: Callable[[str], None],
 ) -> tuple[list[Timed], list[str]]:
     """Every graph with every length of context that it can have, and those for which there are too few KV blocks."""
     limits, rng = plan.limits, np.random.default_rng(0)
@@ -166,15 +176,17 @@ def _time_all(
                 skipped.append(f"{bucket.name} with {context} tokens of context: needs --num-blocks {blocks}")
                 continue
             batch, rows = made
-            timed.append(Timed(bucket, context, rows, _time(runner, bucket, batch, iterations)))
+            timed.append(Timed(bucket, context, rows, *_time(runner, bucket, batch, iterations, fastest)))
             say(f"{bucket.name:<22} context {context:>6}: {timed[-1].seconds.median * 1e3:10.2f} ms")
     if not timed:
         raise ConfigError(f"--contexts {' '.join(map(str, contexts))}: no graph that was asked for holds any of them. {'; '.join(skipped)}")
     return timed, skipped
 
 
-def _time(runner: Runner, bucket: Bucket, batch: Batch, iterations: int) -> Spread:
-    """Seconds of a run, in each of several groups of runs."""
+def _time(runner: Runner, bucket: Bucket, batch: Batch, iterations: int, fastest: Probe) -> tuple[Spread, Spread]:
+    """Seconds of a run, in each of several groups of runs, and how fast memory was read around each: what others on a machine take of its
+    bandwidth changes from one moment to the next.
+    """
 
     def seconds(runs: int) -> float:
         began = time.perf_counter()
@@ -186,10 +198,12 @@ def _time(runner: Runner, bucket: Bucket, batch: Batch, iterations: int) -> Spre
     seconds(1)
     runs = max(1, min(_MOST_IN_GROUP, int(_GROUP_SECONDS / seconds(1))))
     found: list[float] = []
+    rates = [fastest.rate()]
     enough = time.perf_counter() + _ENOUGH_SECONDS
     while len(found) < iterations and (len(found) < _FEWEST_GROUPS or time.perf_counter() < enough):
         found.append(seconds(runs))
-    return Spread(tuple(found))
+        rates.append(fastest.rate())
+    return Spread(tuple(found)), Spread(tuple((before + after) / 2 for before, after in pairwise(rates)))
 
 
 def _roofline(spec: GraphSpec, timed: Timed, reading: Ceiling, multiplying: Ceiling) -> Roofline:
@@ -205,6 +219,8 @@ def _line(timed: Timed, roofline: Roofline, graph: Graph) -> dict[str, Any]:
         "context": timed.context,
         "ms": Spread.of(timed.seconds.values, 1e3).as_json(),
         **roofline.as_json(),
+        "read_bytes_per_s": timed.reading.as_json(),
+        "weight_share": timed.weight_shares(roofline.work.weight_bytes).as_json(),
         "xla": _xla_figures(graph),
     }
 
@@ -242,6 +258,7 @@ def _table(lines: Sequence[tuple[Timed, Roofline]], graphs: Any) -> str:
         "%",
         "binds",
         "of roofline",
+        "weights",
         "XLA MB",
         "XLA GFLOP",
     )
@@ -262,6 +279,7 @@ def _table(lines: Sequence[tuple[Timed, Roofline]], graphs: Any) -> str:
                 f"{roofline.flop_share:.0%}",
                 roofline.binds,
                 f"{roofline.share:.0%}",
+                f"{timed.weight_shares(roofline.work.weight_bytes).median:.0%}",
                 f"{xla['bytes'] / 1e6:,.1f}" if "bytes" in xla else "-",
                 f"{xla['flops'] / 1e9:,.2f}" if "flops" in xla else "-",
             )

@@ -192,7 +192,10 @@ def _choose(spec: GraphSpec, logits: Array, state: SlotState, batch: Array, mask
 
 def _cache(spec: GraphSpec, kv: tuple[Array, ...], step: StepShape) -> PagedKV | StackedKV:
     """The cache of a step, as what computes it wants it."""
-    return StackedKV(*kv, step) if spec.cpu_kernels else PagedKV(list(zip(kv[::2], kv[1::2], strict=True)), step, spec.attention)
+    if spec.cpu_kernels:
+        keys, values = kv
+        return StackedKV(keys, values, step)
+    return PagedKV(list(zip(kv[::2], kv[1::2], strict=True)), step, spec.attention)
 
 
 def _operations(cache: PagedKV | StackedKV, lengths: Array | None, sequences: Array) -> Operations:

@@ -30,11 +30,15 @@ def program_key(spec: GraphSpec, platform: str) -> dict[str, Any]:
         spec: what graphs have in common.
         platform: its name.
     """
-    kv = spec.kv()
+    heads = spec.share.num_kv_heads * spec.tensor_parallel_size
     return {
         "platform": platform,
         "mesh": {AXIS: spec.tensor_parallel_size},
-        "kv": {"arrays": len(kv), "shape": list(kv[0].shape), "dtype": str(kv[0].dtype)},
+        "kv": {
+            "layers": spec.model.num_layers,
+            "shape": [spec.num_blocks, heads, spec.block_size, spec.model.head_dim],
+            "dtype": spec.dtype,
+        },
         "jax_config": {name: jax.config.values[name] for name in ("jax_default_matmul_precision", "jax_enable_x64")},
         **{name: value for name, value in asdict(spec).items() if name != "tensor_parallel_size"},
         "source": _source_digest(),

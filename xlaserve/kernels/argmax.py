@@ -11,8 +11,8 @@ ARGMAX = "xlaserve_argmax"
 
 
 def largest_index(x: Array) -> Array:
-    """The index of the largest value of each row, the first of equals, as `xlaserve.sampling.sampler.argmax` gives it; the last index where a
-    value is no number.
+    """The index of the largest value of each row, the first of equals, as `xlaserve.sampling.sampler.argmax` gives it; the last index where
+    a value is no number.
 
     Args:
         x: float32 `[B, V]`, V at least 1.

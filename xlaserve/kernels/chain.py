@@ -84,7 +84,9 @@ class Chain:
         parameters = [(_ABSENT, 0) if p is None else self._parameter(p) for p in (weight, scale, norm, bias)]
         values = (x.number, _ABSENT if residual is None else residual.number, y.number)
         numbers = [*values, _bits(eps), int(unit_offset), ACTIVATIONS.index(activation)]
-        self._steps.append([_LINEAR, *numbers, *(n for n, _ in parameters), *(at for _, at in parameters), len(weight.shape), *weight.shape])
+        self._steps.append(
+            [_LINEAR, *numbers, *(n for n, _ in parameters), *(at for _, at in parameters), len(weight.shape), *weight.shape]
+        )
         self._used.append(tuple(number for number in values if number >= 0))
         return y
 

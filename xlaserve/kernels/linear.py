@@ -37,8 +37,8 @@ def linear(
     residual: Array | None = None,
     dtype: Any = None,
 ) -> Array:
-    """`norm(x) @ weight.T + bias`, of a gated layer `activation(first half) * second half` of that, plus the residual. Parameters may lie in
-    packs (`xlaserve.kernels.packs`).
+    """`norm(x) @ weight.T + bias`, of a gated layer `activation(first half) * second half` of that, plus the residual. Parameters may lie
+    in packs (`xlaserve.kernels.packs`).
 
     Args:
         x: float32 or bfloat16 `[..., inputs]`.
