@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 _ALIGNMENT = 64
 """Bytes that every parameter begins at a multiple of."""
 
-_LINEAR = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+_PRODUCTS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+_NORMS = ("input_layernorm", "pre_feedforward_layernorm", "q_norm", "k_norm")
+"""What kernels apply in every layer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +69,7 @@ class Packing:
 
     Args:
         parameters: name, shape and dtype of every parameter.
-        packs: whether there are packs: of what layers multiply by and of their norms, but for experts. Else each parameter is by itself.
+        packs: whether there are packs: of what kernels read in layers. Else each parameter is by itself.
     """
 
     def __init__(self, parameters: Mapping[str, jax.ShapeDtypeStruct], *, packs: bool) -> None:
@@ -75,7 +77,7 @@ class Packing:
         self._places: dict[str, tuple[str, int]] = {}
         ends: dict[str, int] = {}
         for name, parameter in parameters.items():
-            if packs and _in_pack(name, parameter):
+            if packs and _in_pack(name, parameters):
                 dtype = np.dtype(parameter.dtype)
                 pack, step = f"pack.{dtype.name}", _ALIGNMENT // dtype.itemsize
                 at = ends.get(pack, 0)
@@ -115,6 +117,12 @@ class Packing:
         return tuple(map(one, self.parameters))
 
 
-def _in_pack(name: str, parameter: jax.ShapeDtypeStruct) -> bool:
-    path = name.split(".")
-    return "layers" in path and (path[-2].endswith("norm") or (path[-2] in _LINEAR and len(parameter.shape) != 3))
+def _in_pack(name: str, parameters: Mapping[str, jax.ShapeDtypeStruct]) -> bool:
+    """Whether kernels alone read a parameter. Of what XLA reads, it might widen the whole pack."""
+    *path, module, _ = name.split(".")
+    if "layers" not in path:
+        return False
+    if module == "post_attention_layernorm":  # before the MLP, unless that has experts, or a norm of its own before it
+        layer = ".".join(path)
+        return f"{layer}.mlp.down_proj.weight" in parameters and f"{layer}.pre_feedforward_layernorm.weight" not in parameters
+    return module in _NORMS or (module in _PRODUCTS and len(parameters[name].shape) != 3)
