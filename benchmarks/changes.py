@@ -94,6 +94,8 @@ CHANGES = (
         ("generate-8-", "generate-32-", "context-1x512"),
         "512",
     ),
+    Change("packs", "parameters and KV of all layers in a few arrays", "f600d4f", "9893bc6", ("bfloat16", "int8"), ("generate-1-",)),
+    Change("chain", "layers in one call; argmax by a kernel", "9893bc6", "8558047", ("bfloat16", "int8"), ("generate-1-", "generate-32-")),
 )
 
 
