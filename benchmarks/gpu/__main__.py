@@ -3,13 +3,15 @@
     python -m benchmarks.gpu OUT [--seconds 540] [--parts NAME ...] [--rehearse]
     python -m benchmarks.gpu OUT --report                       # writes the GPU part of benchmarks/RESULTS.md
 
-OUT/gpu.json holds what each part has found, and is written after each of them; parts that are in it already are not run again. OUT/gpu.log
-holds what they said. No part is begun for which less time is left than it may take. `--rehearse` runs the same code on the CPU, small.
+OUT/gpu.json holds what each part has found, and is written after each of them; parts that have succeeded are not run again, and all are of
+one card. OUT/gpu.log holds what they said. No part is begun for which less time is left than it may take, unless all there was is less.
+`--rehearse` runs the same code on the CPU, small, and writes OUT/rehearsal.json, which is never reported.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -19,11 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.parts import PARTS
+from benchmarks.gpu.parts import PARTS, card
 from benchmarks.gpu.scale import CARD, REHEARSAL
-
-LEAST = 40
-"""Seconds that must be left for a part to begin."""
 
 
 def main() -> int:
@@ -49,17 +48,22 @@ def main() -> int:
 
 
 def _all(args: argparse.Namespace) -> int:
-    file, ended = args.out / "gpu.json", time.monotonic() + args.seconds
+    file, here = args.out / ("rehearsal.json" if args.rehearse else "gpu.json"), card()
     results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    if any(result.get("card", here) != here for result in results.values()):
+        sys.exit(f"{file} is of another card than {here or 'none'}, which is here: use another OUT")
+    ended = time.monotonic() + args.seconds
     for name in args.parts:
         if "error" not in results.get(name, {"error": ""}):
             continue
         left = ended - time.monotonic()
-        if left < LEAST:
-            print(f"{name}: no time is left", flush=True)
+        if left < min(PARTS[name][1], args.seconds - 1):  # the first may begin in any case, and is ended with the time
+            print(f"{name}: {left:.0f} s are left, and it may take {PARTS[name][1]}", flush=True)
             continue
         results[name] = _run(name, args, min(PARTS[name][1], left))
-        file.write_text(json.dumps(results, indent=1))
+        new = file.with_suffix(".new")  # whoever is ended while writing leaves the old one whole
+        new.write_text(json.dumps(results, indent=1))
+        new.replace(file)
         print(f"{name}: {results[name].get('error', 'done')[:300]} ({results[name]['part_seconds']:.0f} s)", flush=True)
     return 1 if any("error" in results.get(name, {}) for name in args.parts) else 0
 
@@ -81,11 +85,15 @@ def _run(name: str, args: argparse.Namespace, seconds: float) -> dict[str, Any]:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             code = None
+        except BaseException:  # it is in a session of its own, so that Ctrl-C does not reach it, and it would keep the card
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
     took = time.monotonic() - began
     if code == 0 and part.exists():
         found = json.loads(part.read_text())
         part.unlink()
-        return {**found, "part_seconds": took}
+        return {**found, "card": card(), "part_seconds": took}
     what = f"it took longer than {seconds:.0f} s" if code is None else f"it ended with {code}"
     last = (args.out / "gpu.log").read_text(errors="replace").strip().splitlines()[-1:]
     return {"error": f"{what}: {' '.join(last)}", "part_seconds": took}

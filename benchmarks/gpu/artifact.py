@@ -1,6 +1,6 @@
 """Executables that are made on a machine without a card, and run on one.
 
-    python -m benchmarks.gpu.artifact DIR [--target h100]      # on any machine: makes them
+    python -m benchmarks.gpu.artifact DIR [--target h100]      # on any machine with JAX's CUDA plugin: makes them
 
 On the card `XLASERVE_GPU_ARTIFACT=DIR python -m benchmarks.gpu OUT --parts artifact` loads them, compiles nothing, and times them.
 """
@@ -25,12 +25,15 @@ def names(scale: Scale) -> list[str]:
 
 def make(folder: Path, target: str) -> None:
     """Compile for a card that is not here."""
-    from xlaserve.buckets.targets import target_platform
+    from xlaserve.buckets.targets import AbsentDevice, target_platform
     from xlaserve.engine.build import compile_graphs, make_plan, open_stores
     from xlaserve.engine.config import EngineConfig
+    from xlaserve.errors import ConfigError
 
     config = EngineConfig(**CARD.step_engine, kernels="native", compile_threads=1)
     plan = make_plan(config, target_platform("cuda", target))
+    if isinstance(device := plan.platform.devices()[0], AbsentDevice):  # StableHLO is all there would be
+        raise ConfigError(f"no executables can be made here: {device.reason}")
     wanted = [bucket for bucket in plan.ladder.buckets if any(name in bucket.name for name in names(CARD))]
     context = tuple(bucket for bucket in plan.ladder.context if bucket in wanted)
     generate = tuple(bucket for bucket in plan.ladder.generate if bucket in wanted)

@@ -23,19 +23,28 @@ def say(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
 
+def card() -> str:
+    """The card's name; empty where there is none. JAX is not asked: it would take memory that a part is to have."""
+    return _nvidia_smi("name")
+
+
+def _nvidia_smi(fields: str) -> str:
+    try:
+        done = subprocess.run(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return "" if done.returncode else done.stdout.strip()
+
+
 def facts(scale: Scale) -> dict[str, Any]:
     """The card, its driver, the packages."""
     import jax
 
     from xlaserve.bench.machine import machine, versions
 
-    shown = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem", "--format=csv,noheader"]
-    try:
-        card = subprocess.run(shown, capture_output=True, text=True, check=False).stdout.strip()
-    except FileNotFoundError:
-        card = ""
+    shown = _nvidia_smi("name,driver_version,memory.total,clocks.sm,clocks.mem")
     device = jax.devices(scale.device)[0]
-    return {"card": card, "device": device.device_kind, "machine": machine(), "versions": versions(), "python": sys.version}
+    return {"nvidia_smi": shown, "device": device.device_kind, "machine": machine(), "versions": versions(), "python": sys.version}
 
 
 def ceilings(scale: Scale) -> dict[str, Any]:
@@ -55,6 +64,8 @@ def graphs(scale: Scale, variant: str) -> dict[str, Any]:
         from xlaserve.bench.kernels import CeilingSizes, bench_kernels
         from xlaserve.engine.config import EngineConfig
 
+        if variant == "gather":  # its graphs read whole tables: one width for each length of context, not one for each factor of two
+            options["generate_buckets"] = (scale.context, scale.step_engine["max_model_len"])
         config = EngineConfig(**scale.step_engine, **options, compile_cache=f"{folder}/cache")
         names = ["generate-1-", f"generate-{scale.rows}-", f"context-1x{scale.prompt}-"]
         contexts = (scale.context, scale.prompt)

@@ -30,40 +30,58 @@ def section(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in facts.get("versions", {}).items() if value)
     text = [
         "## NVIDIA GPU",
-        f"`python -m benchmarks.gpu OUT`, {facts.get('card') or facts.get('device', 'unknown device')}, {versions}.",
+        f"`python -m benchmarks.gpu OUT`, {facts.get('nvidia_smi') or facts.get('device', 'unknown device')}, {versions}.",
         "",
     ]
     if "copy_bytes_per_s" in ceilings:
         copy, product = ceilings["copy_bytes_per_s"] / 1e9, ceilings["gemm_flops_per_s"] / 1e12
         ways = f"a copy moves {copy:,.0f} GB/s, read and written; a product of random bfloat16 matrices does {product:,.0f} TFLOP/s"
         text += [f"Measured on it: {ways}.", ""]
-        text += _graphs(found, ceilings)
-    text += [*_thunks(found), *_attention(found), *_serving(found), *_exact(found)]
+    text += [*_graphs(found, ceilings), *_thunks(found), *_attention(found), *_serving(found), *_exact(found)]
     failed = {name: found.get(name, {}).get("error") for name in PARTS if "error" in found.get(name, {"error": None})}
-    missing = [f"{name} ({str(why)[:120]})" if why else name for name, why in failed.items()]
+    missing = [f"{name} ({_cell(why, 120)})" if why else name for name, why in failed.items()]
     text += ["", f"Not run: {', '.join(missing) or 'nothing'}."]
     return "\n".join(text)
 
 
+def _cell(text: object, most: int = 80) -> str:
+    """What fits into a cell of a table, on one line."""
+    return " ".join(str(text).split()).replace("|", "/")[:most]
+
+
 def _graphs(found: dict[str, Any], ceilings: dict[str, Any]) -> list[str]:
-    text = [
+    """Shares are of what the part `ceilings` has measured, and where that has failed, of what each part has."""
+    head = [
         "### Graphs",
         "",
         "| form | graph | context | MB | GFLOP | ms | of the copy bandwidth | of the rate of operations | goal | |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    text: list[str] = []
+    skipped: list[str] = []
     for name in ("artifact", *(f"graphs-{variant}" for variant in VARIANTS)):
-        for line in found.get(name, {}).get("metrics", {}).get("graphs", []):
+        metrics = found.get(name, {}).get("metrics", {})
+        skipped += [f"{name.removeprefix('graphs-')}: {why}" for why in found.get(name, {}).get("skipped", [])]
+        for line in metrics.get("graphs", []):
             seconds = line["ms"]["median"] / 1e3
-            bandwidth = line["bytes"] / seconds / ceilings["copy_bytes_per_s"]
-            rate = line["flops"] / seconds / ceilings["gemm_flops_per_s"]
+            bandwidth = line["bytes"] / seconds / (ceilings.get("copy_bytes_per_s") or metrics["bandwidth"]["best"])
+            rate = line["flops"] / seconds / (ceilings.get("gemm_flops_per_s") or metrics["gemm"]["best"])
             context = line["graph"].startswith("context")
             goal = PROMPT if context else DECODE_ONE if line["rows"] == 1 else DECODE_MANY
             met = "met" if (rate if context else bandwidth) >= goal else "not met"
             form, size = name.removeprefix("graphs-"), f"{line['bytes'] / 1e6:,.0f} | {line['flops'] / 1e9:,.0f}"
             share = f"{bandwidth:.0%} | {rate:.0%} | {goal:.0%} | {met}"
             text.append(f"| {form} | {line['graph']} | {line['context']} | {size} | {1e3 * seconds:.3f} | {share} |")
-    return [*text, ""]
+    if not text:
+        return []
+    if "copy_bytes_per_s" not in ceilings:
+        text += [
+            "",
+            "The ceilings were not measured by themselves: shares are of the fastest that each form's own part has read and multiplied.",
+        ]
+    if skipped:
+        text += ["", f"Not timed: {'; '.join(skipped)}."]
+    return [*head, *text, ""]
 
 
 def _thunks(found: dict[str, Any]) -> list[str]:
@@ -86,7 +104,7 @@ def _attention(found: dict[str, Any]) -> list[str]:
     ]
     for line in lines:
         if "ms" not in line:
-            text.append(f"| {line['what']} | {line['kind']} | {line['context']} | | | | {str(line['error'])[:80]} |")
+            text.append(f"| {line['what']} | {line['kind']} | {line['context']} | | | | {_cell(line['error'])} |")
             continue
         text.append(
             f"| {line['what']} | {line['kind']} | {line['context']} | {line['ms']:.4f} | {line['kv_bytes_per_s'] / 1e9:,.0f} "
@@ -106,7 +124,7 @@ def _serving(found: dict[str, Any]) -> list[str]:
                 )
             else:
                 text.append(
-                    f"| {name} | {line['concurrency']} | {line.get('output_tokens_per_s', 0):,.0f} | | | {line.get('error', '')[:80]} |"
+                    f"| {name} | {line['concurrency']} | {line.get('output_tokens_per_s', 0):,.0f} | | | {_cell(line.get('error', ''))} |"
                 )
     if not text:
         return []
@@ -118,7 +136,7 @@ def _serving(found: dict[str, Any]) -> list[str]:
             met = "met" if idle["idle_share"] <= IDLE else "not met"
             text += ["", f"{name}: no kernel runs in {idle['idle_share']:.1%} of the time of generation (goal {IDLE:.0%}: {met})."]
         elif idle:
-            text += ["", f"{name}: device idle not measured: {idle.get('error')}."]
+            text += ["", f"{name}: device idle not measured: {_cell(idle.get('error'), 200)}."]
     return [*head, *text, ""]
 
 
@@ -129,11 +147,12 @@ def _exact(found: dict[str, Any]) -> list[str]:
     text = [
         f"### Equality, {found['exact']['model']}",
         "",
-        "| alone | in a crowd | tokens | largest difference of a log probability | tolerance | |",
+        "| alone | in a crowd | tokens | largest difference of a log probability | gaps where tokens differ | tolerance | |",
     ]
-    text.append("|---|---|---|---|---|---|")
+    text.append("|---|---|---|---|---|---|---|")
     for line in lines:
         verdict = "within" if line["within"] else "NOT WITHIN"
-        compared = f"{line['tokens_compared']} | {line['largest_difference']:.2e} | {line['tolerance']}"
+        gaps = ", ".join(f"{gap:.2e}" for gap in line["gaps_where_tokens_differ"])
+        compared = f"{line['tokens_compared']} | {line['largest_difference']:.2e} | {gaps} | {line['tolerance']}"
         text.append(f"| {line['alone']} | {line['in a crowd']} | {compared} | {verdict} |")
     return [*text, ""]

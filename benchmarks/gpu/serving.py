@@ -29,14 +29,20 @@ def line(concurrency: int, moments: list[list[float]], began: float) -> dict[str
     gaps = np.concatenate([np.diff(each) for each in moments]) * 1e3
     total = max(each[-1] for each in moments) - began
     tokens = sum(map(len, moments))
+    firsts = [each[0] - began for each in moments]
     return {
         "concurrency": concurrency,
         "output_tokens": tokens,
         "seconds": total,
         "output_tokens_per_s": tokens / total,
-        "ttft_ms": {"median": float(np.median([each[0] - began for each in moments])) * 1e3},
+        "ttft_ms": {"median": float(np.median(firsts)) * 1e3, "max": max(firsts) * 1e3},
         "itl_ms": {name: float(np.percentile(gaps, at)) for name, at in (("median", 50), ("p99", 99))},
     }
+
+
+def told(error: Exception) -> dict[str, str]:
+    """An error in place of figures."""
+    return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
 
 
 def xlaserve_load(scale: Scale, kernels: str, say: Say) -> dict[str, Any]:
@@ -63,15 +69,25 @@ def xlaserve_load(scale: Scale, kernels: str, say: Say) -> dict[str, Any]:
 
     async def everything() -> dict[str, Any]:
         for number, concurrency in enumerate(scale.concurrencies):
-            await _wave(engine, scale, concurrency, 2 * number)
-            lines.append(await _wave(engine, scale, concurrency, 2 * number + 1))
+            try:
+                await _wave(engine, scale, concurrency, 2 * number)
+                lines.append(await _wave(engine, scale, concurrency, 2 * number + 1))
+            except Exception as error:  # one that fails must not cost the others
+                lines.append({"concurrency": concurrency, **told(error)})
             say(str(lines[-1]))
-        idle = await _idle(engine, scale, min(64, most))
+        idle: dict[str, Any]
+        try:
+            idle = await _idle(engine, scale, min(64, most))
+        except Exception as error:
+            idle = told(error)
         say(str(idle))
         await engine.close()
         return idle
 
-    return {"ready_s": ready, "plan": engine.plan, "lines": lines, "idle": asyncio.run(everything())}
+    found = {"ready_s": ready, "plan": engine.plan, "lines": lines, "idle": asyncio.run(everything())}
+    if all("error" in each for each in lines):  # then the part has failed, and is to be run again
+        found["error"] = f"no wave succeeded: {lines[-1]['error']}"
+    return found
 
 
 async def _wave(engine: Any, scale: Scale, concurrency: int, seed: int) -> dict[str, Any]:
@@ -87,7 +103,11 @@ async def _wave(engine: Any, scale: Scale, concurrency: int, seed: int) -> dict[
             now = time.perf_counter()
             moments[at] += [now] * len(output.outputs[0].token_ids)
 
-    await asyncio.gather(*(one(at) for at in range(concurrency)))
+    # All of them end before one's error is told: the next wave has the engine to itself.
+    ends = await asyncio.gather(*(one(at) for at in range(concurrency)), return_exceptions=True)
+    for error in ends:
+        if error is not None:
+            raise error
     return line(concurrency, moments, began)
 
 
@@ -100,11 +120,14 @@ async def _idle(engine: Any, scale: Scale, concurrency: int) -> dict[str, Any]:
         files = sorted(Path(folder).rglob("*.trace.json.gz"))
         if not files:
             return {"error": "the profiler wrote no trace", "line": measured}
-        return {"line": measured, **busy(json.loads(gzip.decompress(files[-1].read_bytes())))}
+        prompts_share = measured["ttft_ms"]["max"] / 1e3 / measured["seconds"]
+        return {"line": measured, **busy(json.loads(gzip.decompress(files[-1].read_bytes())), prompts_share)}
 
 
-def busy(trace: dict[str, Any]) -> dict[str, Any]:
-    """What share of the time between the first and the last kernel of a trace no kernel ran, in its later half, which is all generation."""
+def busy(trace: dict[str, Any], prompts: float) -> dict[str, Any]:
+    """What share of the time between the first and the last kernel of a trace no kernel ran, after the share `prompts` of it, in which the
+    last request got its first token: what comes then is all generation.
+    """
     events = trace.get("traceEvents", [])
     names = {e["pid"]: e["args"].get("name", "") for e in events if e.get("name") == "process_name"}
     threads = {(e["pid"], e["tid"]): e["args"].get("name", "") for e in events if e.get("name") == "thread_name"}
@@ -115,8 +138,10 @@ def busy(trace: dict[str, Any]) -> dict[str, Any]:
     )
     if not spans:
         return {"error": "the trace has no kernels", "processes": sorted(set(names.values()))}
-    middle = (spans[0][0] + spans[-1][1]) / 2
+    middle = spans[0][0] + prompts * (max(last for _, last in spans) - spans[0][0])
     spans = [span for span in spans if span[0] >= middle]
+    if not spans:
+        return {"error": "no kernel began after the last request's first token"}
     covered, end = 0.0, spans[0][0]
     gaps: list[float] = []
     for first, last in spans:
@@ -156,8 +181,9 @@ def transformers_load(scale: Scale, say: Say) -> dict[str, Any]:
                     asked, generation_config=generation, record_timestamps=True, progress_bar=False, persistent_manager=True
                 )
         except Exception as error:  # one that does not fit must not cost the others
-            lines.append({"concurrency": concurrency, "error": f"{type(error).__name__}: {str(error)[:300]}"})
+            lines.append({"concurrency": concurrency, **told(error)})
             say(str(lines[-1]))
+            model.destroy_cached_continuous_batching_manager()  # or the next ones get what this one has left of it
             continue
         outputs = list(made.values())
         moments = [list(output.timestamps) for output in outputs if output.timestamps]

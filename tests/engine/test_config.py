@@ -203,6 +203,13 @@ def test_sizes_that_do_not_fit_each_other(options: dict[str, Any], message: str)
         limits(**options)
 
 
+def test_blocks_are_as_large_as_the_kernel_of_attention_takes() -> None:
+    mosaic = replace(PLATFORM, attention="mosaic")
+    assert limits(mosaic, block_size=8).block_size == 8
+    with pytest.raises(ConfigError, match=r"blocks of 8 tokens or more, not of 4: use --block-size 8 or more, or --kernels auto"):
+        limits(mosaic, block_size=4)
+
+
 @pytest.mark.parametrize(
     "field",
     [

@@ -84,8 +84,10 @@ def test_what_others_left_behind_does_not_matter(poison: float, length: int) -> 
     check(make_step([32, 64], length=length, block=16, heads=2, kv_heads=1, width=12, poison=poison))
 
 
-def test_a_padded_row_may_reach_past_its_table() -> None:
-    check(make_step([0, 64], length=64, block=16, heads=2, kv_heads=1, width=6), tokens=32)
+@pytest.mark.parametrize(("start", "length", "window", "tokens"), [(64, 64, None, 32), (80, 128, 16, 16)])
+def test_a_padded_row_may_reach_past_its_table(start: int, length: int, window: int | None, tokens: int) -> None:
+    """With a window, also by so much that a whole tile of queries sees nothing in it."""
+    check(make_step([0, start], length=length, block=16, heads=2, kv_heads=1, width=6), window, tokens=tokens)
 
 
 def test_a_row_is_the_same_in_any_company() -> None:

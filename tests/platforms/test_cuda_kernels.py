@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from xlaserve.buckets.targets import TARGETS, target_platform
 from xlaserve.errors import ConfigError
-from xlaserve.platforms.cuda import CUDA, KERNELS
+from xlaserve.platforms.cuda import CUDA, KERNELS, CUDAPlatform
 
 
 def test_it_is_taken_where_it_is_asked_for() -> None:
@@ -33,3 +35,11 @@ def test_targets_have_it_by_their_card() -> None:
         target_platform("cuda", "a100").with_kernels("native", "bfloat16", 64)
     a100 = target_platform("cuda", "a100")
     assert a100.with_kernels("auto", "bfloat16", 64) is a100
+
+
+def test_the_card_that_is_here_matters_where_it_is_the_one_to_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CUDAPlatform, "devices", lambda _: [SimpleNamespace(compute_capability="8.0")])
+    with pytest.raises(ConfigError, match=r"for compute capability 9\.0, and this card has 8\.0"):
+        CUDA.with_kernels("native", "bfloat16", 64)
+    assert CUDA.with_kernels("native", "bfloat16", 64, here=False).attention == "mosaic"
+    assert target_platform("cuda", "h100").with_kernels("native", "bfloat16", 64).attention == "mosaic"

@@ -108,11 +108,11 @@ class TargetPlatform(Platform):
         object.__setattr__(self, "_target", target)
         object.__setattr__(self, "_devices", _compile_only_devices(target, devices))
 
-    def with_kernels(self, kernels: KernelsChoice, dtype: str, head_dim: int) -> Platform:
-        """As the platform does, if its kernels are for this target."""
+    def with_kernels(self, kernels: KernelsChoice, dtype: str, head_dim: int, *, here: bool = True) -> Platform:
+        """As the platform does, if its kernels are for this target, whatever this machine has."""
         if kernels == "native" and not self._target.kernels:
             raise ConfigError(f"kernels: there are no native kernels for {self._target.device_kind}: leave out --kernels native.")
-        found = self._platform.with_kernels(kernels, dtype, head_dim) if self._target.kernels else self
+        found = self._platform.with_kernels(kernels, dtype, head_dim, here=False) if self._target.kernels else self
         return TargetPlatform(found, self._target, len(self._devices)) if found is not self else self
 
     def devices(self) -> list[Device]:

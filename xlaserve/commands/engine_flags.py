@@ -133,7 +133,9 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--generate-buckets", type=lengths, metavar="N,N", help=generate)
     neuron = "options of the Neuron platform, as docs/platforms.md lists them"
     group.add_argument("--override-neuron-config", dest="neuron", type=neuron_options, metavar="JSON", help=neuron)
-    kernels = "native kernels for the platform cpu: where they are there (auto, the default), not, or as a condition (native)"
+    kernels = (
+        "native kernels: on cpu where they are there (auto, the default), not (none), or as a condition (native); on cuda only with native"
+    )
     group.add_argument("--kernels", choices=("auto", "none", "native"), default="auto", help=kernels)
     group.add_argument("--compile-cache", metavar="DIR", help="where compiled graphs are kept")
     group.add_argument("--artifacts", metavar="DIR", help="load graphs, and sizes not given here, from what `compile -o DIR` made")

@@ -16,6 +16,7 @@ from xlaserve.engine.memory_plan import SMALLER, MemoryPlan, mebibytes
 from xlaserve.engine.seating import slot_bytes
 from xlaserve.errors import ConfigError
 from xlaserve.models.config import LoadFormat, ModelConfig, Quantization
+from xlaserve.platforms.cuda import KERNEL_BLOCK
 from xlaserve.platforms.neuron_options import NeuronOptions
 from xlaserve.platforms.platform import KernelsChoice, Platform
 
@@ -70,8 +71,8 @@ class EngineConfig:
         generate_buckets: lengths of context in tokens that there are to be generate graphs for, multiples of the block size; the longest
             must hold the longest sequence.
         neuron: what the user sets of the Neuron platform; others refuse it.
-        kernels: whether graphs for CPU call native kernels: "auto" where there are some, "none", or "native", which is an error where there
-            are none.
+        kernels: whether graphs call native kernels: "auto" where there are some for CPU, on CUDA none; "none"; or "native", which is an
+            error where there are none.
         compile_cache: directory that compiled graphs are kept in.
         artifacts: directory that `xlaserve compile -o` made; graphs are loaded from there, and sizes left open are taken from it.
         artifacts_only: fail rather than compile a graph.
@@ -192,6 +193,11 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
     shards = settle_shards(config, model, platform)
     share, sharing = model.shard(shards), platform.sharing(shards)
     block_size = config.block_size or platform.block_size
+    if platform.attention == "mosaic" and block_size < KERNEL_BLOCK:
+        raise ConfigError(
+            f"kernels: attention's takes blocks of {KERNEL_BLOCK} tokens or more, not of {block_size}: use --block-size {KERNEL_BLOCK} or "
+            "more, or --kernels auto, which does without."
+        )
     if config.max_model_len is not None and config.max_model_len > model.max_position:
         raise ConfigError(
             f"max_model_len {config.max_model_len} is more than the {model.max_position} positions that the model was made for; "

@@ -135,6 +135,9 @@ def make_kernel(
         end_key = jnp.minimum(highest + 1, limit)
         first = one(0) if window is None else lax.div(jnp.maximum(lowest - (window - 1), 0), one(TILE))
         last = lax.div(end_key + (TILE - 1), one(TILE))
+        if splits == 1 and window is not None:
+            # Padding may stand a whole window past the table: it reads the last tile, as what is not written may be no number.
+            first = jnp.minimum(first, last - 1)
         if splits > 1:
             each = jnp.maximum(lax.div(last - first + (splits - 1), one(splits)), FEWEST_TILES)
             first = first + split * each

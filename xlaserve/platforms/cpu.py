@@ -28,7 +28,7 @@ class CPUPlatform(Platform):
 
     __slots__ = ()
 
-    def with_kernels(self, kernels: KernelsChoice, dtype: str, head_dim: int) -> Platform:
+    def with_kernels(self, kernels: KernelsChoice, dtype: str, head_dim: int, *, here: bool = True) -> Platform:
         """The platform with the kernels of `xlaserve.kernels`, where there are some for such a model."""
         if kernels == "none":
             return self

@@ -16,7 +16,9 @@ _UNPLANNED = 1 / 64
 KERNELS = "mosaic-1"
 """The kernels for Hopper cards, and how often what they compute has changed."""
 
-KERNEL_DTYPES, KERNEL_HEAD_DIMS = ("bfloat16", "float16"), (64, 128)
+KERNEL_DTYPES, KERNEL_HEAD_DIMS, KERNEL_BLOCK = ("bfloat16", "float16"), (64, 128), 8
+"""What they take: types, numbers of a head, and the fewest tokens of a block."""
+
 HOPPER = "9.0"
 """Compute capability of the cards whose instructions the kernels use; later ones have others in their place."""
 
@@ -34,14 +36,14 @@ class CUDAPlatform(Platform):
         """Have the client take the share that is wanted instead of its own three quarters, unless the user has told it another."""
         os.environ.setdefault(_FRACTION, f"{utilization or DEFAULT_UTILIZATION:.4f}")
 
-    def with_kernels(self, kernels: KernelsChoice, dtype: str, head_dim: int) -> Platform:
+    def with_kernels(self, kernels: KernelsChoice, dtype: str, head_dim: int, *, here: bool = True) -> Platform:
         """The platform with attention as a kernel where that is asked for: it has not been measured, so nothing else chooses it."""
         why = ""
         if dtype not in KERNEL_DTYPES:
             why = f"attention's computes in {' and '.join(KERNEL_DTYPES)}, not in {dtype}"
         elif head_dim not in KERNEL_HEAD_DIMS:
             why = f"attention's takes heads of {' or '.join(map(str, KERNEL_HEAD_DIMS))} numbers, and this model's have {head_dim}"
-        elif self.available() and (found := self.devices()[0].compute_capability) != HOPPER:
+        elif here and self.available() and (found := self.devices()[0].compute_capability) != HOPPER:
             why = f"attention's is for compute capability {HOPPER}, and this card has {found}"
         if kernels == "native" and why:
             raise ConfigError(f"kernels: there is no native kernel here: {why}. Or use --kernels auto, which does without.")

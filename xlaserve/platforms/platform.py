@@ -101,13 +101,14 @@ class Platform:
         """Whether graphs call the kernels for CPU; those of other platforms are kinds of attention."""
         return self.kernels.startswith("cpu-")
 
-    def with_kernels(self, kernels: KernelsChoice, dtype: str, head_dim: int) -> Platform:
+    def with_kernels(self, kernels: KernelsChoice, dtype: str, head_dim: int, *, here: bool = True) -> Platform:
         """The platform with its native kernels, if they are wanted and it has some.
 
         Args:
             kernels: what the user wants.
             dtype: of activations and KV.
             head_dim: numbers in a head of the model.
+            here: whether it is for a device of this machine.
 
         Raises:
             ConfigError: "native", and there are none.

@@ -1,0 +1,173 @@
+"""What the benchmarks of a card make of what they have found. Nothing here asks JAX for a device."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import report
+from benchmarks.gpu.exactness import compared, within
+from benchmarks.gpu.scale import CARD, REHEARSAL, Scale
+from benchmarks.gpu.serving import busy, line
+from xlaserve.buckets.ladder import make_ladder
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+def answer(*places: tuple[int, dict[int, float]]) -> dict[str, Any]:
+    """Tokens, and what is known of log probabilities at each."""
+    return {"tokens": [token for token, _ in places], "logprobs": [logprobs for _, logprobs in places]}
+
+
+SAME = (5, {5: -1.0, 6: -2.0})
+
+
+@pytest.mark.parametrize(
+    ("other", "count", "difference", "gaps", "verdict"),
+    [
+        (answer(SAME, SAME), 2, 0.0, [], True),
+        (answer((5, {5: -1.1, 6: -2.0}), SAME), 2, 0.1, [], True),
+        (answer((5, {5: -1.2, 6: -2.0}), SAME), 2, 0.2, [], False),
+        (answer(SAME, (6, {6: -1.9, 5: -1.0})), 1, 0.1, [1.0], False),
+        (answer((8, {8: -1.0, 9: -2.0}), SAME), 0, INFINITE, [INFINITE], False),
+        (answer((5, {5: NAN, 6: -2.0}), SAME), 2, INFINITE, [], False),
+    ],
+    ids=["equal", "rounded", "too far", "another token", "nothing in common", "no number"],
+)
+def test_what_is_within_a_tolerance(other: dict[str, Any], count: int, difference: float, gaps: list[float], verdict: bool) -> None:
+    found = compared([answer(SAME, SAME)], [other])
+    assert (found["tokens_compared"], found["gaps_where_tokens_differ"]) == (count, gaps)
+    assert found["largest_difference"] == pytest.approx(difference)
+    assert within({**found, "tolerance": 0.15}) is verdict
+
+
+def test_tokens_may_differ_where_both_were_as_likely() -> None:
+    """What comes after them is of other contexts, and is not compared."""
+    one, other = answer((5, {5: -1.0, 6: -1.1}), (1, {1: -0.1})), answer((6, {6: -1.0, 5: -1.1}), (2, {2: -9.0}))
+    found = compared([one], [other])
+    assert found["tokens_compared"] == 0
+    assert found["gaps_where_tokens_differ"] == pytest.approx([0.1])
+    assert within({**found, "tolerance": 0.15})
+    assert not within({**found, "gaps_where_tokens_differ": [NAN], "tolerance": 0.15})
+
+
+def trace(*spans: tuple[float, float]) -> dict[str, Any]:
+    """Kernels of one stream, from when to when, and something of the host that is none."""
+    names = [
+        {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "/device:GPU:0"}},
+        {"ph": "M", "name": "process_name", "pid": 2, "args": {"name": "/host:CPU"}},
+        {"ph": "M", "name": "thread_name", "pid": 1, "tid": 7, "args": {"name": "Stream #7"}},
+        {"ph": "M", "name": "thread_name", "pid": 2, "tid": 7, "args": {"name": "Stream of something else"}},
+    ]
+    kernels = [{"ph": "X", "name": "k", "pid": 1, "tid": 7, "ts": first, "dur": last - first} for first, last in spans]
+    return {"traceEvents": [*names, *kernels, {"ph": "X", "name": "h", "pid": 2, "tid": 7, "ts": 0, "dur": 1000}]}
+
+
+def test_the_share_of_time_without_a_kernel() -> None:
+    """What overlaps counts once, and what runs while prompts are read does not count."""
+    found = busy(trace((0, 10), (50, 60), (58, 70), (80, 100)), 0.5)
+    assert found["idle_share"] == pytest.approx(0.2)
+    assert (found["microseconds"], found["kernels"], found["longest_gaps_us"]) == (50, 3, [10])
+    assert busy(trace((0, 10), (50, 60), (58, 70), (80, 100)), 0.0)["idle_share"] == pytest.approx(0.5)
+
+
+def test_a_trace_that_tells_nothing_is_an_error() -> None:
+    assert busy(trace(), 0.5)["error"] == "the trace has no kernels"
+    assert "no kernel began after" in busy(trace((0, 10), (20, 100)), 0.9)["error"]
+
+
+def test_figures_of_a_wave() -> None:
+    found = line(2, [[1.5, 1.6], [3.0, 3.2]], 1.0)
+    assert found["ttft_ms"] == pytest.approx({"median": 1250, "max": 2000})
+    assert (found["output_tokens"], found["seconds"]) == (4, pytest.approx(2.2))
+
+
+@pytest.mark.parametrize("scale", [CARD, REHEARSAL], ids=["card", "rehearsal"])
+def test_the_widths_that_gather_is_told_are_the_engines(scale: Scale) -> None:
+    """`graphs-gather` would have a graph for each factor of two otherwise."""
+    sizes = {name: scale.step_engine[name] for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens")}
+    lengths = (scale.context, sizes["max_model_len"])
+    ladder = make_ladder(**sizes, block_size=16, static_width=True, generate_lengths=lengths)
+    assert {bucket.width * 16 for bucket in ladder.generate} == set(lengths)
+    timed = ("generate-1-", f"generate-{scale.rows}-", f"context-1x{scale.prompt}-")
+    assert 5 <= sum(bucket.name.startswith(timed) for bucket in ladder.buckets) <= 6
+
+
+GRAPH = {"graph": "generate-1-640", "rows": 1, "context": 1024, "ms": {"median": 10.0}, "bytes": 9e9, "flops": 1e10}
+
+
+def test_graphs_are_told_without_the_ceilings() -> None:
+    metrics = {"graphs": [GRAPH], "bandwidth": {"best": 1e12}, "gemm": {"best": 1e14}}
+    part = {"metrics": metrics, "skipped": ["generate-64-640 with 8192 tokens of context: needs --num-blocks 9"]}
+    text = report.section({"ceilings": {"error": "out of memory"}, "graphs-tiled": part})
+    assert "| tiled | generate-1-640 | 1024 | 9,000 | 10 | 10.000 | 90% | 1% | 85% | met |" in text
+    assert "shares are of the fastest" in text
+    assert "Not timed: tiled: generate-64-640 with 8192 tokens" in text
+    text = report.section({"ceilings": {"copy_bytes_per_s": 2e12, "gemm_flops_per_s": 1e14}, "graphs-tiled": part})
+    assert "| 45% | 1% | 85% | not met |" in text
+    assert "### Graphs" not in report.section({"ceilings": {"copy_bytes_per_s": 2e12, "gemm_flops_per_s": 1e14}})
+
+
+def test_a_wave_that_failed_is_a_line_of_the_report() -> None:
+    waves = [line(1, [[1.5, 1.6]], 1.0), {"concurrency": 8, "error": "E: a|b\nc"}]
+    text = report.section({"serve-tiled": {"lines": waves, "idle": {"error": "E: no profiler"}}})
+    assert "| serve-tiled | 1 | 3 | 500 | 100.00 | 100.00 |" in text
+    assert "| serve-tiled | 8 | 0 | | | E: a/b c |" in text
+    assert "serve-tiled: device idle not measured: E: no profiler." in text
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The parts that are run: two, which do nothing, on a card that is called A."""
+    names: list[str] = []
+
+    def run(name: str, args: argparse.Namespace, seconds: float) -> dict[str, Any]:
+        names.append(name)
+        return {"card": command.card(), "part_seconds": 0.0}
+
+    monkeypatch.setattr(command, "_run", run)
+    monkeypatch.setattr(command, "card", lambda: "A")
+    monkeypatch.setattr(command, "PARTS", {"short": (None, 10), "long": (None, 100)})
+    return names
+
+
+def arguments(out: Path, **changed: Any) -> argparse.Namespace:
+    return argparse.Namespace(**{"out": out, "parts": ["short", "long"], "seconds": 540.0, "rehearse": False, **changed})
+
+
+def test_what_has_succeeded_is_not_run_again(tmp_path: Path, ran: list[str]) -> None:
+    (tmp_path / "gpu.json").write_text(json.dumps({"short": {"card": "A"}, "long": {"error": "no", "part_seconds": 1}}))
+    assert command._all(arguments(tmp_path)) == 0
+    assert ran == ["long"]
+    assert [file.name for file in tmp_path.iterdir()] == ["gpu.json"]
+
+
+def test_a_rehearsal_is_not_taken_for_the_card(tmp_path: Path, ran: list[str]) -> None:
+    assert command._all(arguments(tmp_path, rehearse=True)) == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["rehearsal.json"]
+    assert command._all(arguments(tmp_path)) == 0
+    assert ran == ["short", "long"] * 2
+
+
+def test_results_are_of_one_card(tmp_path: Path, ran: list[str]) -> None:
+    (tmp_path / "gpu.json").write_text(json.dumps({"short": {"card": "B"}}))
+    with pytest.raises(SystemExit, match="is of another card than A"):
+        command._all(arguments(tmp_path))
+    assert ran == []
+
+
+def test_a_part_is_begun_where_its_time_is_left(tmp_path: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or where it is the first: with less than it may take altogether there would be none at all."""
+    now = iter([0.0, 0.0, 30.0])
+    monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    command._all(arguments(tmp_path, seconds=120.0))
+    assert ran == ["short"]
+    now = iter([0.0, 0.0])
+    command._all(arguments(tmp_path, seconds=50.0))
+    assert ran == ["short", "long"]
