@@ -1,8 +1,9 @@
 """Graphs of the demo model on this CPU: each against its roofline, and with the native kernels beside XLA alone.
 
-    python -m benchmarks.rooflines [MODEL] [--forms float32 bfloat16 int8] [--repeats 3] [--write]
+    python -m benchmarks.rooflines [MODEL] [--forms float32 bfloat16 int8] [--repeats 3] [--single-repeats 7] [--write]
 
 Every form is measured by `xlaserve bench kernels` in a process of its own, with the kernels and without them by turns; medians over all.
+The graph of one sequence, which has a goal, is measured by itself besides, more often.
 `--write` puts the tables into benchmarks/RESULTS.md.
 """
 
@@ -31,12 +32,13 @@ GOAL = 0.8
 """Share of the read bandwidth that the weights of a step of one sequence are to be read with."""
 
 
-def measure(model: list[str], form: str, kernels: str, iterations: int) -> dict[str, Any]:
-    """One run of `xlaserve bench kernels`, as its JSON has it."""
+def measure(model: list[str], form: str, kernels: str, iterations: int, *, single: bool = False) -> dict[str, Any]:
+    """One run of `xlaserve bench kernels`, as its JSON has it; `single` is of one sequence with 128 tokens alone."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "result.json"
         command = [sys.executable, "-m", "xlaserve", "bench", "kernels", *model, *FORMS[form], "--kernels", kernels]
-        command += ["--max-model-len", "2048", "--contexts", CONTEXTS, "--graphs", *GRAPHS]
+        command += ["--max-model-len", "2048", "--contexts", "128" if single else CONTEXTS, "--graphs", *(GRAPHS[:1] if single else GRAPHS)]
+        command += ["--gemm-size", "256"] if single else []  # nobody reads that ceiling
         command += ["--num-iters", str(iterations), "--output-json", str(file)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         found: dict[str, Any] = json.loads(file.read_text())
@@ -67,9 +69,9 @@ def middle_of(lines: Sequence[dict[str, Any]], name: str) -> float:
     return median(line[name]["median"] for line in lines)
 
 
-def roofline_section(found: dict[str, dict[str, list[dict[str, Any]]]], command: str) -> str:
-    """Markdown: each form's graphs against their rooflines, and the goal for a single sequence."""
-    first = next(iter(found.values()))["native"][0]
+def roofline_section(found: dict[str, dict[str, list[dict[str, Any]]]], single: dict[str, list[dict[str, Any]]], command: str) -> str:
+    """Markdown: each form's graphs against their rooflines, and the goal for a single sequence, which `single` is about."""
+    first, turns = next(iter(found.values()))["native"][0], len(next(iter(single.values())))
     text = [
         "## Graphs against their rooflines",
         f"`{command}`, {_conditions(first)}. Bytes and operations are what a run must at least move and do; ceilings were",
@@ -79,17 +81,16 @@ def roofline_section(found: dict[str, dict[str, list[dict[str, Any]]]], command:
         f"### One sequence: weights are to be read with {GOAL:.0%} of the bandwidth",
         "",
         "The bandwidth is that of the way that reads fastest, measured just before and after each group of runs; a share is a group's,",
-        "and what stands here the median over groups and turns, then the least and the most of the turns' medians.",
+        f"and what stands here the median over groups and {turns} turns, then the least and the most of the turns' medians.",
         "",
         "| weights | MB | ms at 128 tokens | GB/s of weights | read bandwidth meanwhile, GB/s | share | of turns | |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for form, ways in found.items():
-        lines = lines_of(ways["native"])
-        at = min(k for k in lines if k[0].startswith("generate-1-"))
-        seconds, weights = middle(lines[at]) / 1e3, lines[at][0]["weight_bytes"]
-        rate, share = (middle_of(lines[at], name) for name in ("read_bytes_per_s", "weight_share"))
-        shares = [line["weight_share"]["median"] for line in lines[at]]
+    for form, results in single.items():
+        lines = [line for result in results for line in result["metrics"]["graphs"]]
+        seconds, weights = middle(lines) / 1e3, lines[0]["weight_bytes"]
+        rate, share = (middle_of(lines, name) for name in ("read_bytes_per_s", "weight_share"))
+        shares = [line["weight_share"]["median"] for line in lines]
         text.append(
             f"| {form} | {weights / 1e6:,.0f} | {seconds * 1e3:.2f} | {weights / seconds / 1e9:.1f} | {rate / 1e9:.1f} | {share:.0%} "
             f"| {min(shares):.0%} to {max(shares):.0%} | {'met' if share >= GOAL else 'not met'} |"
@@ -150,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS), help="of the weights (default: all)")
     parser.add_argument("--plain", nargs="*", choices=list(FORMS), default=["float32", "int8"], help="forms measured without kernels too")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each (default: 3)")
+    parser.add_argument("--single-repeats", type=int, default=7, help="turns of one sequence by itself (default: 7)")
     parser.add_argument("--num-iters", type=int, default=5, help="groups of runs of each graph in a turn (default: 5)")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
     args = parser.parse_args(arguments)
@@ -160,14 +162,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for kernels in ("native", "none") if form in args.plain and repeat == 0 else ("native",):
                 print(f"turn {repeat + 1}: {form}, kernels {kernels}", file=sys.stderr, flush=True)
                 found[form][kernels].append(measure(model, form, kernels, args.num_iters))
+    single: dict[str, list[dict[str, Any]]] = {form: [] for form in args.forms}
+    for repeat in range(args.single_repeats):
+        for form in args.forms:
+            print(f"turn {repeat + 1} of one sequence: {form}", file=sys.stderr, flush=True)
+            single[form].append(measure(model, form, "native", args.num_iters, single=True))
     command = " ".join(["python -m benchmarks.rooflines", *(arguments if arguments is not None else sys.argv[1:])])
-    sections = {"rooflines": roofline_section(found, command), "profiles": before_section(found, command)}
+    sections = {"rooflines": roofline_section(found, single, command), "profiles": before_section(found, command)}
     for name, text in sections.items():
         print(text, end="\n\n")
         if args.write:
             replace_section(RESULTS, name, text)
     if args.write:
-        write_raw("rooflines", {form: {way: [r["metrics"] for r in runs] for way, runs in ways.items()} for form, ways in found.items()})
+        measured = {form: {**ways, "single": single[form]} for form, ways in found.items()}
+        write_raw("rooflines", {form: {way: [r["metrics"] for r in runs] for way, runs in ways.items()} for form, ways in measured.items()})
     return 0
 
 

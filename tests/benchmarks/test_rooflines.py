@@ -44,7 +44,9 @@ def found(*runs: dict[str, Any], plain: float | None = None) -> dict[str, dict[s
 
 @pytest.mark.parametrize(("share", "verdict"), [(0.81, "met"), (0.79, "not met")])
 def test_the_goal_is_a_share_of_the_bandwidth_meanwhile(share: float, verdict: str) -> None:
-    text = roofline_section(found(result(1.0, 0.99), result(8.0, share), result(99.0, 0.12)), "command")
+    single = [result(1.0, 0.99), result(8.0, share), result(99.0, 0.12)]
+    text = roofline_section(found(result(3.0)), {"float32": single}, "command")
+    assert "over groups and 3 turns" in text
     assert f"| float32 | 100 | 8.00 | 12.5 | 20.0 | {share:.0%} | 12% to 99% | {verdict} |" in text
 
 
