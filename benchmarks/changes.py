@@ -135,10 +135,11 @@ def section(runs: dict[str, list[dict[str, Any]]]) -> str:
     text = [
         "## What changes brought",
         "`python -m benchmarks.changes --write`: a commit and the one before it, by turns in one session; medians. Each line compares",
-        "only its own two commits, so figures of different changes do not multiply.",
+        "only its own two commits, so figures of different changes do not multiply. Where the turns, of which the last column has the",
+        "least and the most, are on both sides of 1, a line says nothing.",
         "",
-        "| change | commit | weights | measured | before | after | times as fast |",
-        "|---|---|---|---|---|---|---|",
+        "| change | commit | weights | measured | before | after | times as fast | of turns |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for change in CHANGES:
         found = runs.get(change.name, [])
@@ -146,9 +147,15 @@ def section(runs: dict[str, list[dict[str, Any]]]) -> str:
             sides = {c: [r["values"] for r in found if r["form"] == form and r["commit"] == c] for c in (change.before, change.after)}
             for key in dict.fromkeys(k for values in sides[change.after] for k in values):
                 before, after = (median(values[key] for values in sides[c] if key in values) for c in (change.before, change.after))
-                ratio = before / after if key.endswith("ms") else after / before
-                text.append(f"| {change.what} | {change.after} | {form} | {key} | {before:,.2f} | {after:,.2f} | {ratio:.2f} |")
+                turns = [_times(a[key], b[key], key) for a, b in zip(*sides.values(), strict=True) if key in a and key in b]
+                ratio = f"{_times(before, after, key):.2f} | {min(turns):.2f} to {max(turns):.2f}"
+                text.append(f"| {change.what} | {change.after} | {form} | {key} | {before:,.2f} | {after:,.2f} | {ratio} |")
     return "\n".join(text)
+
+
+def _times(before: float, after: float, key: str) -> float:
+    """How much faster it is after a change: of milliseconds, or of something a second."""
+    return before / after if key.endswith("ms") else after / before
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ def test_a_line_compares_the_medians_of_both_commits() -> None:
         for ms in times
     ]
     text = section({"panels": runs})
-    assert f"| {PANELS.what} | {PANELS.after} | int8 | {key} | 12.00 | 7.00 | 1.71 |" in text
+    assert f"| {PANELS.what} | {PANELS.after} | int8 | {key} | 12.00 | 7.00 | 1.71 | 1.43 to 90.00 |" in text
 
 
 def test_more_tokens_a_second_are_faster() -> None:
@@ -28,7 +28,7 @@ def test_more_tokens_a_second_are_faster() -> None:
         {"commit": commit, "form": "float32", "values": {"32 requests, tokens/s": rate}}
         for commit, rate in ((change.before, 100.0), (change.after, 150.0))
     ]
-    assert "| 100.00 | 150.00 | 1.50 |" in section({change.name: runs})
+    assert "| 100.00 | 150.00 | 1.50 | 1.50 to 1.50 |" in section({change.name: runs})
 
 
 def test_what_was_not_measured_has_no_line() -> None:
