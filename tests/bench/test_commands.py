@@ -106,6 +106,10 @@ def test_kernels(tmp_path: Path, tiny_model: Callable[[str], Path], capsys: pyte
         assert graph["bandwidth_share"] == pytest.approx(graph["bytes_per_s"] / bandwidth)
         assert graph["roofline_share"] == pytest.approx(max(graph["bandwidth_share"], graph["flop_share"]))
         assert graph["xla"]["flops"] > 0
+        # Each group's share is of what was read around it, so all lie between what the extremes would give.
+        share, ms, rate = graph["weight_share"], graph["ms"], graph["read_bytes_per_s"]
+        least, most = (graph["weight_bytes"] * 1e3 / ms[slow] / rate[slow] for slow in ("max", "min"))
+        assert 0 < least * 0.999 <= share["min"] <= share["median"] <= share["max"] <= most * 1.001
     assert result["skipped"] == []
     assert "generate-2-16" in capsys.readouterr().out
 

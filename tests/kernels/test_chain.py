@@ -14,6 +14,7 @@ import pytest
 
 from xlaserve import LLM
 from xlaserve.buckets.graphs import lower
+from xlaserve.kernels.argmax import ARGMAX
 from xlaserve.kernels.chain import CHAIN, Chain
 from xlaserve.kernels.packs import Packed
 from xlaserve.models.config import LayerAttention, ModelConfig, Rope
@@ -254,5 +255,6 @@ def test_the_graphs_of_an_engine_with_kernels_are_two_chains(tiny_llm: LLM) -> N
     spec = replace(plan.spec, kernels="cpu-1")
     text = lower(spec, plan.ladder.generate[0], plan.devices).as_text()
     assert text.count(f"@{CHAIN}(") == 2
+    assert text.count(f"@{ARGMAX}(") == 1, "of greedy batches"
     assert "@xlaserve_linear(" not in text
     assert "@xlaserve_attention(" not in text

@@ -108,7 +108,7 @@ def bench_kernels(
     say("measuring bandwidth and matrix products")
     readers = bandwidth_probes(device, sizes.bandwidth_bytes)
     multipliers = gemm_probes(device, dtypes, sizes.gemm or _GEMM.get(device.platform, _LARGE_GEMM))
-    # Products first: for a while after them everything is slower, on machines that then cool down or pay back.
+    # Products first: on shared machines everything has been slower for a while after them, for whatever reason.
     multiplying, reading = measure(multipliers), measure(readers)
     fastest = next(probe for probe in readers if probe.name == reading.usual_way)
     timed, skipped = _time_all(plan, runner, buckets, contexts, iterations, fastest, say)

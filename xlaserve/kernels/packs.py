@@ -1,6 +1,6 @@
 """Parameters side by side in one long array for each type, a pack, as the CPU kernels read them.
 
-Starting a graph costs about a microsecond for each of its arguments, and meanwhile a core that could compute does not. A decoder has
+Starting a graph costs time for each of its arguments, and meanwhile a core that could compute does not. A decoder has
 hundreds of parameters; in packs they are a few arguments, and a kernel is told where in its operand a parameter begins.
 """
 

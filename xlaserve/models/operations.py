@@ -110,47 +110,6 @@ class Operations(Protocol):
         ...
 
 
-class XlaOperations:
-    """Plain arithmetic for XLA to compile.
-
-    Args:
-        attend: attention over the cache.
-    """
-
-    def __init__(self, attend: Attend) -> None:
-        self._attend = attend
-
-    def linear(
-        self,
-        x: Array,
-        weights: Weights,
-        *,
-        norm: Norm | None = None,
-        activation: Activation | None = None,
-        residual: Array | None = None,
-        shards: int = 1,
-    ) -> Array:
-        """See `Operations`."""
-        return plain_linear(x, weights, norm=norm, activation=activation, residual=residual, shards=shards)
-
-    def together(self, compute: Callable[[Operations, Any], Any], arrays: Any) -> Any:
-        """See `Operations`: XLA puts together what it likes."""
-        return compute(self, arrays)
-
-    def attention(self, config: ModelConfig, layer: int, qkv: Array, positions: Array, q_norm: Norm | None, k_norm: Norm | None) -> Array:
-        """See `Operations`."""
-        c, own = config, config.layers[layer]
-        rows, length = positions.shape
-        qkv = qkv.reshape(rows, length, c.num_heads + 2 * c.num_kv_heads, c.head_dim)
-        q, k, v = jnp.split(qkv, (c.num_heads, c.num_heads + c.num_kv_heads), axis=2)
-        if q_norm is not None and k_norm is not None:
-            q, k = normalize(q, q_norm), normalize(k, k_norm)
-        cos, sin = rotary(positions, own.rope, c.head_dim)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        out = self._attend(layer, q, k, v, scale=c.query_scale, window=own.window, softcap=c.attention_softcap)
-        return out.reshape(rows, length, c.num_heads * c.head_dim)
-
-
 def plain_linear(
     x: Array,
     weights: Weights,
@@ -169,6 +128,37 @@ def plain_linear(
     if activation is not None:
         y = gated(y, activation)
     return y if residual is None else residual + y
+
+
+class XlaOperations:
+    """Plain arithmetic for XLA to compile.
+
+    Args:
+        attend: attention over the cache.
+    """
+
+    def __init__(self, attend: Attend) -> None:
+        self._attend = attend
+
+    linear = staticmethod(plain_linear)
+    """See `Operations`."""
+
+    def together(self, compute: Callable[[Operations, Any], Any], arrays: Any) -> Any:
+        """See `Operations`: XLA puts together what it likes."""
+        return compute(self, arrays)
+
+    def attention(self, config: ModelConfig, layer: int, qkv: Array, positions: Array, q_norm: Norm | None, k_norm: Norm | None) -> Array:
+        """See `Operations`."""
+        c, own = config, config.layers[layer]
+        rows, length = positions.shape
+        qkv = qkv.reshape(rows, length, c.num_heads + 2 * c.num_kv_heads, c.head_dim)
+        q, k, v = jnp.split(qkv, (c.num_heads, c.num_heads + c.num_kv_heads), axis=2)
+        if q_norm is not None and k_norm is not None:
+            q, k = normalize(q, q_norm), normalize(k, k_norm)
+        cos, sin = rotary(positions, own.rope, c.head_dim)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        out = self._attend(layer, q, k, v, scale=c.query_scale, window=own.window, softcap=c.attention_softcap)
+        return out.reshape(rows, length, c.num_heads * c.head_dim)
 
 
 def normalize(x: Array, norm: Norm) -> Array:
