@@ -1,7 +1,7 @@
 """Linear layers and attention that follow each other, as one call of the CPU kernels.
 
-Between two calls of their own, XLA takes some microseconds in which no core reads weights, and a step has five calls for each layer. So they
-are written down while the model is traced, and made one call in the end; what they compute is the same.
+Between two calls of their own, XLA takes some microseconds in which no core reads weights, and a step has five calls for each layer. So
+they are written down while the model is traced, and made one call in the end; what they compute is the same.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 // The custom call `xlaserve_chain`: linear layers and attention one after the other in a single call, as kernels/chain.py writes them down.
 // Between two calls of their own, XLA takes some microseconds in which no core reads weights; a decode step has 150 of them.
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <string>
@@ -16,7 +17,7 @@ namespace ffi = ::xla::ffi;
 
 ffi::Error Wrong(const std::string& what) { return ffi::Error::InvalidArgument("xlaserve_chain: " + what); }
 
-constexpr int64_t kLinear = 0, kAttention = 1;        // what a step is
+constexpr int64_t kLinear = 0, kAttention = 1;              // what a step is
 constexpr int64_t kOperand = 0, kResult = 1, kScratch = 2;  // where a value lies
 
 // An operand, a result or part of the scratch memory, as the functions of calls.h take it.
