@@ -51,17 +51,20 @@ class Product {
   void Run(Pool& pool) {
     Prepare(pool);
     const int64_t blocks = (a_.rows + kRowBlock - 1) / kRowBlock, block = (a_.rows + blocks - 1) / blocks;
-    const int64_t count = OutputsOfPart(block, pool.threads());
-    pool.Run((outputs_ + count - 1) / count * blocks, [&](int64_t part) {
+    const int64_t panels = (outputs_ + kPanel - 1) / kPanel, some = PanelsOfPart(panels, block, pool.threads());
+    // As many parts for each thread, and the larger ones first: so threads end together, as far as they are as fast as each other.
+    const int64_t fewest = (panels + some - 1) / some;
+    const int64_t parts = std::min(panels, (fewest + pool.threads() - 1) / pool.threads() * pool.threads());
+    const auto place = [&](int64_t part) { return std::min(outputs_, (part * (panels / parts) + std::min(part, panels % parts)) * kPanel); };
+    pool.Run(parts * blocks, [&](int64_t task) {
       // Threads go through the weights in the order in which they lie, the blocks of rows of one part of them following each other.
-      const int64_t first = part / blocks * count, row = part % blocks * block;
-      const int64_t some = std::min(count, outputs_ - first), rows = std::min(block, a_.rows - row);
+      const int64_t part = task / blocks, first = place(part), count = place(part + 1) - first;
+      const int64_t row = task % blocks * block, rows = std::min(block, a_.rows - row);
       if (a_.panels) {
         // The part that this thread will probably compute next has these.
-        const int64_t next = (part + pool.threads()) / blocks * count;
-        PanelOutputs(first, some, row, rows, next);
+        PanelOutputs(first, count, row, rows, place(std::min(parts, (task + pool.threads()) / blocks)));
       } else {
-        Outputs(first, some, row, rows);
+        Outputs(first, count, row, rows);
       }
     });
   }
@@ -77,14 +80,15 @@ class Product {
   // lines of prepared x are (a quarter faster with 2,048 inputs).
   bool RowsCollide() const { return a_.panels && a_.rows >= 8 && a_.inputs * sizeof(X) % 4096 == 0; }
 
-  int64_t OutputsOfPart(int64_t block, int64_t threads) const {
+  // Panels' widths of outputs that a part of the work has at most.
+  int64_t PanelsOfPart(int64_t panels, int64_t block, int64_t threads) const {
     // With several tiles of rows, a panel takes longer than what there is to do once for each part of the work.
-    if (a_.panels && block * kParts > kPanelRows) return kPanel;
+    if (a_.panels && block * kParts > kPanelRows) return 1;
     // Few and large parts: small ones let threads end together, but then neighbours in memory are read by different cores, and what one
     // core reads ahead is the other's (a fifth slower with eight parts a thread).
     const int64_t row_bytes = a_.inputs * static_cast<int64_t>(sizeof(W)) * halves_;
     const int64_t most = std::min(kMostDots / (block * kParts * halves_), kPartBytes / row_bytes);
-    return std::max<int64_t>(std::min(outputs_ / (2 * threads), most) / kPanel * kPanel, kPanel);
+    return std::clamp<int64_t>((panels + 2 * threads - 1) / (2 * threads), 1, std::max<int64_t>(most / kPanel, 1));
   }
 
   // What x becomes before it is multiplied: normalized, and for int8 quantized. Where that is nothing, mostly x itself.
