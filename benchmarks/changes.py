@@ -96,6 +96,7 @@ CHANGES = (
     ),
     Change("packs", "parameters and KV of all layers in a few arrays", "f600d4f", "9893bc6", ("bfloat16", "int8"), ("generate-1-",)),
     Change("chain", "layers in one call; argmax by a kernel", "9893bc6", "8558047", ("bfloat16", "int8"), ("generate-1-", "generate-32-")),
+    Change("parts", "as many parts of a layer for each thread", "ce678d4", "1e31476", ("float32", "bfloat16", "int8"), ("generate-1-",)),
 )
 
 
