@@ -1,4 +1,4 @@
-"""Measures contestants by turns: in every repeat each of them does the same work, one after the other, while the others stand still."""
+"""Measures contestants by turns: in every turn each of them does the same work, one after the other, while the others stand still."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Record:
         about: what the engine said of itself.
         failed: why there are no results, or no more.
         load_seconds: until it was ready.
-        values: by measure, one for each repeat, None where there is none; in the measure's unit.
-        elsewhere: by measure, for each repeat: CPU seconds per second that everything else on the machine took.
-        tokens: generated in the first repeat of the first measure of one request, to compare what engines compute.
+        values: by measure, one for each turn, None where there is none; in the measure's unit.
+        elsewhere: by measure, for each turn: CPU seconds per second that everything else on the machine took.
+        tokens: generated in the first turn of the first measure of one request, to compare what engines compute.
     """
 
     kind: str
@@ -76,7 +76,7 @@ def compare(
     Args:
         contestants: who.
         measures: what.
-        repeats: how often.
+        repeats: how often; in each of them a measure has as many turns as it says.
         start: loads an engine; EngineFailed where it cannot.
         busy_seconds: as `machine.busy_seconds`.
 
@@ -107,18 +107,18 @@ def compare(
     def warm_up(name: str, measure: Measure) -> None:
         running[name].run(measure.prompts(-1), min(measure.output_len, _WARM_UP_TOKENS))
 
-    def measure_once(name: str, measure: Measure, repeat: int) -> None:
+    def measure_once(name: str, measure: Measure, turn: int) -> None:
         process, record = running[name], records[name]
         # It stood still, and its weights have left the processor's caches.
         process.run([measure.prompts(-2)[0][:16]], 2)
         busy, own, began = busy_seconds(), process.cpu_seconds(), time.monotonic()
-        run = process.run(measure.prompts(repeat), measure.output_len)
+        run = process.run(measure.prompts(turn), measure.output_len)
         took = time.monotonic() - began
         others = busy_seconds() - busy - (process.cpu_seconds() - own)
         if any(len(tokens) != measure.output_len for tokens in run.tokens):
             raise EngineFailed(f"{measure.name}: it generated {[len(tokens) for tokens in run.tokens]} tokens, not {measure.output_len}")
-        record.values[measure.name][repeat] = measure.value(run.seconds, run.first_seconds)
-        record.elsewhere[measure.name][repeat] = max(0.0, others / took)
+        record.values[measure.name][turn] = measure.value(run.seconds, run.first_seconds)
+        record.elsewhere[measure.name][turn] = max(0.0, others / took)
         if measure.requests == 1 and measure.output_len > 1 and not record.tokens:
             record.tokens = run.tokens[0]
 
@@ -127,14 +127,15 @@ def compare(
             attempt(contestant.name, "loaded", partial(load, contestant))
         for measure in measures:
             for record in records.values():
-                record.values[measure.name] = [None] * repeats
-                record.elsewhere[measure.name] = [None] * repeats
+                record.values[measure.name] = [None] * (repeats * measure.turns)
+                record.elsewhere[measure.name] = [None] * (repeats * measure.turns)
             for name in list(running):
                 attempt(name, f"{measure.name}, warm", partial(warm_up, name, measure))
         for repeat in range(repeats):
             for measure in measures:
-                for name in _rotated(list(running), repeat):
-                    attempt(name, measure.name, partial(measure_once, name, measure, repeat))
+                for turn in range(repeat * measure.turns, (repeat + 1) * measure.turns):
+                    for name in _rotated(list(running), turn):
+                        attempt(name, measure.name, partial(measure_once, name, measure, turn))
     finally:
         for process in running.values():
             process.close()

@@ -15,9 +15,9 @@ from xlaserve.bench.spread import Spread
 _QUIET = 0.1
 """Of a core: what may be busy with other things, in the median of all runs."""
 _METHOD = """Every engine runs in a process of its own and is driven through its own Python API: no HTTP, token ids in and out, greedy,
-ends of sequence ignored, caches of prompts off. The processes take turns: in each repeat every engine does the same work on the same
-prompts, one right after the other, and whoever has no turn is stopped. Who begins changes with the repeat. Each runs unmeasured at every
-size before. Values are medians [least, most]; a ratio is made from runs of the same repeat, and 1.5 says that xlaserve is 1.5 times as
+ends of sequence ignored, caches of prompts off. The processes take turns: in each turn every engine does the same work on the same
+prompts, one right after the other, and whoever has no turn is stopped. Who begins changes with the turn. Each runs unmeasured at every
+size before. Values are medians [least, most]; a ratio is made from runs of the same turn, and 1.5 says that xlaserve is 1.5 times as
 fast.
 
 - decode: one request, 128 tokens in, 128 out: 127 / (time - time to first token).

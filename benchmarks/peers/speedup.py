@@ -1,4 +1,4 @@
-"""Spreads of values that not every repeat has, and ratios of runs that were made side by side."""
+"""Spreads of values that not every turn has, and ratios of runs that were made side by side."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def spread(values: Sequence[float | None]) -> Spread | None:
 
 
 def paired_speedup(measure: Measure, ours: Sequence[float | None], theirs: Sequence[float | None]) -> Spread | None:
-    """How many times as fast one engine is as another: each repeat of one with the same repeat of the other, right before or after it.
+    """How many times as fast one engine is as another: each turn of one with the same turn of the other, right before or after it.
 
     Args:
         measure: what the values are of.
-        ours, theirs: values by repeat, None where there is none.
+        ours, theirs: values by turn, None where there is none.
     """
     return spread([measure.speedup(a, b) for a, b in zip(ours, theirs, strict=False) if a is not None and b is not None])
 

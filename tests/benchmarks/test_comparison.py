@@ -21,7 +21,7 @@ from benchmarks.peers.workload import MEASURES
 from benchmarks.results import replace_section
 
 _TRIO = tuple(Contestant(kind, "float32", "float32", "float32") for kind in (XLASERVE, VLLM, TRANSFORMERS))
-_MEASURES = [replace(measure, output_len=min(4, measure.output_len)) for measure in MEASURES[:2]]
+_MEASURES = [replace(measure, output_len=min(4, measure.output_len), turns=1) for measure in MEASURES[:2]]
 
 
 class Machine:
@@ -82,6 +82,19 @@ def test_they_take_turns_and_the_first_changes() -> None:
     first, second, third = [ours, vllm, transformers], [vllm, transformers, ours], [transformers, ours, vllm]
     assert orders == [first, first, second, second, third, third]
     assert not machine.open
+
+
+def test_short_measures_have_several_turns_in_each_repeat() -> None:
+    machine = Machine()
+    measures = [_MEASURES[0], replace(_MEASURES[1], turns=2)]
+    records = compare(_TRIO, measures, 2, machine.start, machine.busy_seconds)
+    values = records["xlaserve float32"].values
+    assert {name: len(column) for name, column in values.items()} == {"decode": 2, "ttft-128": 4}
+    assert None not in values["ttft-128"]
+    measured = machine.turns[len(_TRIO) * len(measures) :][1::2]
+    assert [measured[at][1] for at in range(0, len(measured), 3)] == [4, 1, 1, 4, 1, 1]
+    ours, vllm, transformers = (contestant.name for contestant in _TRIO)
+    assert [measured[at][0] for at in range(0, len(measured), 3)] == [ours, ours, vllm, vllm, transformers, ours]
 
 
 def test_values_of_all_repeats_are_kept() -> None:
