@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     names = [measure.name for measure in MEASURES]
     parser.add_argument("--directory", type=Path, default=DIRECTORY, help=f"that holds peers and models (default: {DIRECTORY})")
     parser.add_argument("--threads", type=int, default=2, help="of every engine, each with a processor of its own (default: 2)")
-    parser.add_argument("--repeats", type=int, default=3, help="turns of every engine at every measure; at TTFT four times as many (default: 3)")
+    parser.add_argument("--repeats", type=int, default=3, help="turns at every measure, four times as many at TTFT (default: 3)")
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS), help="bits per weight (default: all)")
     parser.add_argument("--engines", nargs="+", choices=kinds, default=kinds, help="(default: all)")
     parser.add_argument("--measures", nargs="+", choices=names, default=names, help="(default: all)")
