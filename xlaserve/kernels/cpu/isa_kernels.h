@@ -23,6 +23,8 @@
 namespace xlaserve {
 namespace XLASERVE_ISA {
 
+#include "simd.h"
+#include "activation.h"
 #include "vector_math.h"
 #include "lanes.h"
 #include "panels.h"
@@ -32,8 +34,6 @@ namespace XLASERVE_ISA {
 
 namespace attention {
 
-#include "simd.h"
-//
 #include "attention.h"
 
 }  // namespace attention

@@ -83,7 +83,7 @@ class Product {
   // Panels' widths of outputs that a part of the work has at most.
   int64_t PanelsOfPart(int64_t panels, int64_t block, int64_t threads) const {
     // With several tiles of rows, a panel takes longer than what there is to do once for each part of the work.
-    if (a_.panels && block * kParts > kPanelRows) return 1;
+    if (a_.panels && block * kParts > kPanelRows) return Op::Panel::kPairs && halves_ == 1 ? 2 : 1;
     // Few and large parts: small ones let threads end together, but then neighbours in memory are read by different cores, and what one
     // core reads ahead is the other's (a fifth slower with eight parts a thread).
     const int64_t row_bytes = a_.inputs * static_cast<int64_t>(sizeof(W)) * halves_;
@@ -115,27 +115,36 @@ class Product {
   }
 
   // Outputs of weights in panels. A panel meets all rows before the next one is read, and each tile's dot products are finished while they
-  // are in the first-level cache: of more than one tile of rows, `count` is one panel.
+  // are in the first-level cache: of more than one tile of rows, `count` is one panel, or two that are read side by side.
   void PanelOutputs(int64_t first, int64_t count, int64_t row, int64_t rows, int64_t next) const {
-    constexpr int64_t kTileRows = kPanelRows / kParts;
+    using Panel = typename Op::Panel;
+    constexpr int64_t kFetch = 8 * 4 * kPanel / 64;  // lines of a panel in 8 steps
     alignas(64) static thread_local typename Op::Sum out[kMostDots];
-    const int64_t tiles = (rows + kTileRows - 1) / kTileRows, fewest = rows / tiles, larger = rows % tiles;
-    const int64_t steps = a_.inputs * static_cast<int64_t>(sizeof(W)) / 4, width = count * halves_;
+    const int64_t width = count * halves_;
+    const bool pair = Panel::kPairs && rows * kParts > kPanelRows && width == 2 * kPanel;
+    const int64_t tile_rows = (pair ? kPairRows : kPanelRows) / kParts;
+    const int64_t tiles = (rows + tile_rows - 1) / tile_rows, fewest = rows / tiles, larger = rows % tiles;
+    const int64_t panel_bytes = kPanel * a_.inputs * static_cast<int64_t>(sizeof(W)), steps = panel_bytes / (4 * kPanel);
+    const char* const weights = reinterpret_cast<const char*>(weights_);
+    const char* halves[2] = {weights + first / kPanel * panel_bytes, weights + (outputs_ + first) / kPanel * panel_bytes};
+    if (pair && halves_ == 1) halves[1] = halves[0] + panel_bytes;
     // What lies at `next` is asked for meanwhile, evenly over all tiles. A single tile reads as fast as memory goes without that.
-    const int64_t fetch = tiles == 1 || next == first || next >= outputs_ ? 0 : (16 + tiles - 1) / tiles;
-    int64_t ahead = (next - first) * steps * 4;
+    const int64_t lines = tiles == 1 || next == first || next >= outputs_ ? 0 : kFetch, distance = (next - first) / kPanel * panel_bytes;
     for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t size = fewest + (tile < larger);
-      for (int64_t half = 0; half < halves_; ++half) {
-        const char* const panels = reinterpret_cast<const char*>(weights_ + (half * outputs_ + first) * a_.inputs);
+      const int64_t size = fewest + (tile < larger), line = lines * tile / tiles, fetch = lines * (tile + 1) / tiles - line;
+      const int64_t ahead = distance + steps / 8 * line * 64;
+      const char* const* const x = reinterpret_cast<const char* const*>(x_ + row * kParts);
+      if constexpr (Panel::kPairs) {
+        if (pair) PanelRows<Panel, kPairRows, 2>(size * kParts, x, halves, steps, out, width, ahead, fetch);
+      }
+      for (int64_t half = 0; !pair && half < halves_; ++half) {
         for (int64_t n = 0; n < count; n += kPanel) {
-          PanelRows<typename Op::Panel, kPanelRows>(size * kParts, reinterpret_cast<const char* const*>(x_ + row * kParts),
-                                                    panels + n * steps * 4, steps, out + half * count + n, width, panels + ahead, fetch);
+          const char* const panel = halves[half] + n / kPanel * panel_bytes;
+          PanelRows<Panel, kPanelRows, 1>(size * kParts, x, &panel, steps, out + half * count + n, width, ahead, fetch);
         }
       }
       for (int64_t m = 0; m < size; ++m) Finish(first, count, row + m, out + m * kParts * width, width);
       row += size;
-      ahead += steps / 8 * fetch * 64;
     }
   }
 

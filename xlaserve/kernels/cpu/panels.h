@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kPanel = 32;
 constexpr int kPanelRows = kLanes == 16 ? 12 : 6;  // whose sums fit into registers, with 2 vectors of weights
+constexpr int kPairRows = kPanelRows / 2;          // with those of two panels
 
 // What is made of 4 bytes in each lane before they are multiplied, once for all that they meet.
 struct Halves {
@@ -18,6 +19,7 @@ struct Halves {
 
 struct F32Panel {
   using Sum = float;
+  static constexpr bool kPairs = kLanes == 16;  // whether there are registers for the weights of two panels
   using Ready = I;
   static Ready Weights(I w) { return w; }
   static Ready X(I x) { return x; }
@@ -28,11 +30,13 @@ struct Bf16Panel {
   using Sum = float;
 #if defined(XLASERVE_VNNI)
   using Ready = I;
+  static constexpr bool kPairs = true;
   static Ready Weights(I w) { return w; }
   static Ready X(I x) { return x; }
   static I MultiplyAdd(I acc, Ready x, Ready w) { return AsI(_mm512_dpbf16_ps(AsF(acc), (__m512bh)x, (__m512bh)w)); }
 #else
   using Ready = Halves;
+  static constexpr bool kPairs = false;
   static Ready Weights(I w) { return {LowBf16(w), HighBf16(w)}; }
   static Ready X(I x) { return {LowBf16(x), HighBf16(x)}; }
   static I MultiplyAdd(I acc, Ready x, Ready w) {
@@ -45,11 +49,13 @@ struct S8Panel {
   using Sum = int32_t;
 #if defined(XLASERVE_VNNI)
   using Ready = I;
+  static constexpr bool kPairs = true;
   static Ready Weights(I w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
   static Ready X(I x) { return x; }
   static I MultiplyAdd(I acc, Ready x, Ready w) { return MultiplyAdd8(acc, w, x); }
 #else
   using Ready = Halves;
+  static constexpr bool kPairs = false;
   static Ready Weights(I w) { return {EvenBytes(w), OddBytes(w)}; }
   static Ready X(I x) { return Weights(x); }
   static I MultiplyAdd(I acc, Ready x, Ready w) {
@@ -58,31 +64,35 @@ struct S8Panel {
 #endif
 };
 
-// MR lines of x times V vectors of a panel, from `panel` on. Of the memory from `ahead` on, `fetch` lines of the cache are asked for every
-// 8 steps.
-template <typename Op, int MR, int V>
-inline void PanelTile(const char* const* x, const char* panel, int64_t steps, typename Op::Sum* __restrict out, int64_t width,
-                      const char* ahead, int64_t fetch) {
-  I acc[MR * V];
+// MR lines of x times V vectors of each of P panels. Of what lies `ahead` bytes from each panel, `fetch` lines of the cache are asked for
+// every 8 steps.
+template <typename Op, int MR, int P, int V>
+inline void PanelTile(const char* const* x, const char* const* panels, int64_t steps, typename Op::Sum* __restrict out, int64_t width,
+                      int64_t ahead, int64_t fetch) {
+  constexpr int kVectors = P * V;
+  I acc[MR * kVectors];
 #pragma GCC unroll 32
-  for (int i = 0; i < MR * V; ++i) acc[i] = AsI(ZeroF());
+  for (int i = 0; i < MR * kVectors; ++i) acc[i] = AsI(ZeroF());
   const auto step = [&](int64_t k) __attribute__((always_inline)) {
-    typename Op::Ready w[V];
+    typename Op::Ready w[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) w[v] = Op::Weights(LoadI(panel + k * (4 * kPanel) + v * (4 * kLanes)));
+    for (int v = 0; v < kVectors; ++v) w[v] = Op::Weights(LoadI(panels[v / V] + k * (4 * kPanel) + v % V * (4 * kLanes)));
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
       int32_t word;
       std::memcpy(&word, x[m] + 4 * k, 4);
       const typename Op::Ready xv = Op::X(SetI(word));
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) acc[m * V + v] = Op::MultiplyAdd(acc[m * V + v], xv, w[v]);
+      for (int v = 0; v < kVectors; ++v) acc[m * kVectors + v] = Op::MultiplyAdd(acc[m * kVectors + v], xv, w[v]);
     }
   };
   int64_t k = 0;
   if (fetch > 0) {
     for (; k + 8 <= steps; k += 8) {
-      for (int64_t line = 0; line < fetch; ++line) __builtin_prefetch(ahead + 64 * line, 0, 2);
+      for (int64_t line = 0; line < fetch; ++line) {
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) __builtin_prefetch(panels[p] + ahead + 64 * line, 0, 2);
+      }
       ahead += 64 * fetch;
       for (int64_t i = 0; i < 8; ++i) step(k + i);
     }
@@ -91,20 +101,23 @@ inline void PanelTile(const char* const* x, const char* panel, int64_t steps, ty
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) StoreI(out + m * width + v * kLanes, acc[m * V + v]);
+    for (int v = 0; v < kVectors; ++v) StoreI(out + m * width + v / V * kPanel + v % V * kLanes, acc[m * kVectors + v]);
   }
 }
 
-// As many vectors of a panel at once as there are registers for: fewer passes over it.
-template <typename Op, int MR>
-inline void PanelRows(int64_t lines, const char* const* x, const char* panel, int64_t steps, typename Op::Sum* __restrict out, int64_t width,
-                      const char* ahead, int64_t fetch) {
+// A tile of `lines` lines of x, at most MR, and P panels. As many vectors of a panel at once as there are registers for: fewer passes over it.
+template <typename Op, int MR, int P>
+inline void PanelRows(int64_t lines, const char* const* x, const char* const* panels, int64_t steps, typename Op::Sum* __restrict out,
+                      int64_t width, int64_t ahead, int64_t fetch) {
   if constexpr (MR > 1) {
-    if (lines < MR) return PanelRows<Op, MR - 1>(lines, x, panel, steps, out, width, ahead, fetch);
+    if (lines < MR) return PanelRows<Op, MR - 1, P>(lines, x, panels, steps, out, width, ahead, fetch);
   }
-  constexpr int kAll = kPanel / kLanes, kVectors = kAll * MR <= 2 * kPanelRows ? kAll : 2;
+  constexpr int kAll = kPanel / kLanes, kVectors = P * kAll * MR <= 2 * kPanelRows ? kAll : 2;
   for (int v = 0; v < kAll; v += kVectors) {
-    PanelTile<Op, MR, kVectors>(x, panel + v * (4 * kLanes), steps, out + v * kLanes, width, ahead, v == 0 ? fetch : 0);
+    const char* some[P];
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p) some[p] = panels[p] + v * (4 * kLanes);
+    PanelTile<Op, MR, P, kVectors>(x, some, steps, out + v * kLanes, width, ahead, v == 0 ? fetch : 0);
   }
 }
 

@@ -15,58 +15,6 @@ inline uint16_t ToBf16(float value) {
   return static_cast<uint16_t>(value == value ? rounded : (bits >> 16) | 0x40);
 }
 
-// To nearest, ties to even, for values within +-2^22.
-inline float Round(float x) { return (x + 12582912.0f) - 12582912.0f; }
-
-// e^x within 2 units in the last place: 2^n times a polynomial (Cephes' expf), saturating where float32 does.
-inline float Exp(float x) {
-  x = x < -87.33f ? -87.33f : x;
-  x = x > 88.37f ? 88.37f : x;
-  const float n = Round(x * 1.44269504088896341f);
-  const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  return p * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
-}
-
-inline float Tanh(float x) {
-  const float e = Exp(-2.0f * std::fabs(x));
-  return std::copysign((1.0f - e) / (1.0f + e), x);
-}
-
-// Abramowitz and Stegun 7.1.26: within 1.5e-7.
-inline float Erf(float x) {
-  const float a = std::fabs(x);
-  const float t = 1.0f / (1.0f + 0.3275911f * a);
-  const float p = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
-  return std::copysign(1.0f - p * Exp(-a * a), x);
-}
-
-// y = activation(y) * up
-inline void Activate(Activation activation, float* __restrict y, const float* __restrict up, int64_t count) {
-  switch (activation) {
-    case Activation::kNone:
-      return;
-    case Activation::kSilu:
-      for (int64_t i = 0; i < count; ++i) y[i] = y[i] / (1.0f + Exp(-y[i])) * up[i];
-      return;
-    case Activation::kGeluTanh:
-      for (int64_t i = 0; i < count; ++i) {
-        const float x = y[i];
-        y[i] = 0.5f * x * (1.0f + Tanh(0.7978845608028654f * (x + 0.044715f * x * x * x))) * up[i];
-      }
-      return;
-    case Activation::kGelu:
-      for (int64_t i = 0; i < count; ++i) y[i] = 0.5f * y[i] * (1.0f + Erf(y[i] * 0.7071067811865476f)) * up[i];
-      return;
-  }
-}
-
 // Calls body(read), where read(i) gives element i of `values` as float32.
 template <typename Body>
 inline void Reading(bool bf16, const void* values, const Body& body) {
@@ -139,7 +87,6 @@ inline float Quantize(const float* __restrict row, int64_t count, int8_t* __rest
   const float inverse = kWide / peak;
   int32_t high_sum = 0, low_sum = 0;
   for (int64_t i = 0; i < count; ++i) {
-    // Not `Round`: compilers may make one rounding of the product and the sum in it, and one step of difference.
     const int32_t q = static_cast<int32_t>(__builtin_rintf(row[i] * inverse));
     const int32_t above = (q + 128) >> 8, below = q - above * 256;
     high[i] = static_cast<int8_t>(above);
