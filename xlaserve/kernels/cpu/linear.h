@@ -75,6 +75,9 @@ class Product {
   static constexpr int64_t kRowBlock = 252;
   static constexpr int64_t kPartBytes = 256 << 10;
   static constexpr int64_t kMostDots = 1 << 15;
+  static constexpr int64_t kStepBytes = 4 * kPanel;         // of a panel
+  static constexpr int64_t kFetch = 8 * kStepBytes / 64;    // lines of the cache in 8 of them
+  static constexpr int64_t kMostSteps = 512;                // whose panels, and those of the next, leave room for x in that cache
 
   // Whether a tile's rows of x lie so far apart that the first-level cache has only 8 places for all of them: then they are moved to where
   // lines of prepared x are (a quarter faster with 2,048 inputs).
@@ -114,37 +117,43 @@ class Product {
     }
   }
 
-  // Outputs of weights in panels. A panel meets all rows before the next one is read, and each tile's dot products are finished while they
-  // are in the first-level cache: of more than one tile of rows, `count` is one panel, or two that are read side by side.
+  // Outputs of weights in panels. Of more than one tile of rows, `count` is one panel, or two that are read side by side. These meet all
+  // rows some steps at a time, as many as the second-level cache has room for beside the next ones, which are asked for meanwhile, evenly
+  // over all tiles. With the last steps each tile's dot products are finished while they are in the first-level cache.
   void PanelOutputs(int64_t first, int64_t count, int64_t row, int64_t rows, int64_t next) const {
     using Panel = typename Op::Panel;
-    constexpr int64_t kFetch = 8 * 4 * kPanel / 64;  // lines of a panel in 8 steps
     alignas(64) static thread_local typename Op::Sum out[kMostDots];
     const int64_t width = count * halves_;
     const bool pair = Panel::kPairs && rows * kParts > kPanelRows && width == 2 * kPanel;
     const int64_t tile_rows = (pair ? kPairRows : kPanelRows) / kParts;
     const int64_t tiles = (rows + tile_rows - 1) / tile_rows, fewest = rows / tiles, larger = rows % tiles;
-    const int64_t panel_bytes = kPanel * a_.inputs * static_cast<int64_t>(sizeof(W)), steps = panel_bytes / (4 * kPanel);
+    const int64_t panel_bytes = kPanel * a_.inputs * static_cast<int64_t>(sizeof(W)), steps = panel_bytes / kStepBytes;
     const char* const weights = reinterpret_cast<const char*>(weights_);
     const char* halves[2] = {weights + first / kPanel * panel_bytes, weights + (outputs_ + first) / kPanel * panel_bytes};
     if (pair && halves_ == 1) halves[1] = halves[0] + panel_bytes;
-    // What lies at `next` is asked for meanwhile, evenly over all tiles. A single tile reads as fast as memory goes without that.
-    const int64_t lines = tiles == 1 || next == first || next >= outputs_ ? 0 : kFetch, distance = (next - first) / kPanel * panel_bytes;
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t size = fewest + (tile < larger), line = lines * tile / tiles, fetch = lines * (tile + 1) / tiles - line;
-      const int64_t ahead = distance + steps / 8 * line * 64;
-      const char* const* const x = reinterpret_cast<const char* const*>(x_ + row * kParts);
-      if constexpr (Panel::kPairs) {
-        if (pair) PanelRows<Panel, kPairRows, 2>(size * kParts, x, halves, steps, out, width, ahead, fetch);
-      }
-      for (int64_t half = 0; !pair && half < halves_; ++half) {
-        for (int64_t n = 0; n < count; n += kPanel) {
-          const char* const panel = halves[half] + n / kPanel * panel_bytes;
-          PanelRows<Panel, kPanelRows, 1>(size * kParts, x, &panel, steps, out + half * count + n, width, ahead, fetch);
+    // A single tile reads as fast as memory goes.
+    const int64_t ways = tiles == 1 ? 1 : (steps + kMostSteps - 1) / kMostSteps, some = (steps / ways + 7) / 8 * 8;
+    for (int64_t begin = 0; begin < steps; begin += some) {
+      const int64_t end = tiles == 1 ? steps : std::min(begin + some, steps);
+      const int64_t following = end < steps ? end * kStepBytes : (next - first) / kPanel * panel_bytes;
+      const bool fetches = tiles > 1 && (end < steps || (next != first && next < outputs_));
+      for (int64_t tile = 0, line = 0; tile < tiles; ++tile) {
+        const int64_t size = fewest + (tile < larger), at = row + line, fetched = tile * kFetch / tiles;
+        const Way way{begin, end, following + (end - begin) / 8 * fetched * 64, fetches ? (tile + 1) * kFetch / tiles - fetched : 0};
+        const char* const* const x = reinterpret_cast<const char* const*>(x_ + at * kParts);
+        typename Op::Sum* const dots = out + line * kParts * width;
+        if constexpr (Panel::kPairs) {
+          if (pair) PanelRows<Panel, kPairRows, 2>(size * kParts, x, halves, way, dots, width);
         }
+        for (int64_t half = 0; !pair && half < halves_; ++half) {
+          for (int64_t n = 0; n < count; n += kPanel) {
+            const char* const panel = halves[half] + n / kPanel * panel_bytes;
+            PanelRows<Panel, kPanelRows, 1>(size * kParts, x, &panel, way, dots + half * count + n, width);
+          }
+        }
+        for (int64_t m = 0; end == steps && m < size; ++m) Finish(first, count, at + m, dots + m * kParts * width, width);
+        line += size;
       }
-      for (int64_t m = 0; m < size; ++m) Finish(first, count, row + m, out + m * kParts * width, width);
-      row += size;
     }
   }
 

@@ -64,15 +64,26 @@ struct S8Panel {
 #endif
 };
 
-// MR lines of x times V vectors of each of P panels. Of what lies `ahead` bytes from each panel, `fetch` lines of the cache are asked for
-// every 8 steps.
+// A tile's way through its panels, or a part of it.
+struct Way {
+  int64_t begin, end;  // steps; from the second on, sums go on from what `out` has
+  int64_t ahead;       // bytes from a panel to what is asked for meanwhile
+  int64_t fetch;       // lines of the cache, of each panel every 8 steps
+};
+
+// MR lines of x times V vectors of each of P panels.
 template <typename Op, int MR, int P, int V>
-inline void PanelTile(const char* const* x, const char* const* panels, int64_t steps, typename Op::Sum* __restrict out, int64_t width,
-                      int64_t ahead, int64_t fetch) {
+inline void PanelTile(const char* const* x, const char* const* panels, const Way& way, typename Op::Sum* __restrict out, int64_t width) {
   constexpr int kVectors = P * V;
+  const auto place = [&](int i) __attribute__((always_inline)) { return out + i / kVectors * width + i % kVectors / V * kPanel + i % V * kLanes; };
   I acc[MR * kVectors];
+  if (way.begin == 0) {
 #pragma GCC unroll 32
-  for (int i = 0; i < MR * kVectors; ++i) acc[i] = AsI(ZeroF());
+    for (int i = 0; i < MR * kVectors; ++i) acc[i] = AsI(ZeroF());
+  } else {
+#pragma GCC unroll 32
+    for (int i = 0; i < MR * kVectors; ++i) acc[i] = LoadI(reinterpret_cast<const char*>(place(i)));
+  }
   const auto step = [&](int64_t k) __attribute__((always_inline)) {
     typename Op::Ready w[kVectors];
 #pragma GCC unroll 4
@@ -86,38 +97,34 @@ inline void PanelTile(const char* const* x, const char* const* panels, int64_t s
       for (int v = 0; v < kVectors; ++v) acc[m * kVectors + v] = Op::MultiplyAdd(acc[m * kVectors + v], xv, w[v]);
     }
   };
-  int64_t k = 0;
-  if (fetch > 0) {
-    for (; k + 8 <= steps; k += 8) {
-      for (int64_t line = 0; line < fetch; ++line) {
+  int64_t k = way.begin;
+  if (way.fetch > 0) {
+    for (int64_t ahead = way.ahead; k + 8 <= way.end; k += 8) {
+      for (int64_t line = 0; line < way.fetch; ++line, ahead += 64) {
 #pragma GCC unroll 2
-        for (int p = 0; p < P; ++p) __builtin_prefetch(panels[p] + ahead + 64 * line, 0, 2);
+        for (int p = 0; p < P; ++p) __builtin_prefetch(panels[p] + ahead, 0, 2);
       }
-      ahead += 64 * fetch;
       for (int64_t i = 0; i < 8; ++i) step(k + i);
     }
   }
-  for (; k < steps; ++k) step(k);
-#pragma GCC unroll 16
-  for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) StoreI(out + m * width + v / V * kPanel + v % V * kLanes, acc[m * kVectors + v]);
-  }
+  for (; k < way.end; ++k) step(k);
+#pragma GCC unroll 32
+  for (int i = 0; i < MR * kVectors; ++i) StoreI(place(i), acc[i]);
 }
 
 // A tile of `lines` lines of x, at most MR, and P panels. As many vectors of a panel at once as there are registers for: fewer passes over it.
 template <typename Op, int MR, int P>
-inline void PanelRows(int64_t lines, const char* const* x, const char* const* panels, int64_t steps, typename Op::Sum* __restrict out,
-                      int64_t width, int64_t ahead, int64_t fetch) {
+inline void PanelRows(int64_t lines, const char* const* x, const char* const* panels, const Way& way, typename Op::Sum* __restrict out,
+                      int64_t width) {
   if constexpr (MR > 1) {
-    if (lines < MR) return PanelRows<Op, MR - 1, P>(lines, x, panels, steps, out, width, ahead, fetch);
+    if (lines < MR) return PanelRows<Op, MR - 1, P>(lines, x, panels, way, out, width);
   }
   constexpr int kAll = kPanel / kLanes, kVectors = P * kAll * MR <= 2 * kPanelRows ? kAll : 2;
   for (int v = 0; v < kAll; v += kVectors) {
     const char* some[P];
 #pragma GCC unroll 2
     for (int p = 0; p < P; ++p) some[p] = panels[p] + v * (4 * kLanes);
-    PanelTile<Op, MR, P, kVectors>(x, some, steps, out + v * kLanes, width, ahead, v == 0 ? fetch : 0);
+    PanelTile<Op, MR, P, kVectors>(x, some, {way.begin, way.end, way.ahead, v == 0 ? way.fetch : 0}, out + v * kLanes, width);
   }
 }
 
