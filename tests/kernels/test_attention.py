@@ -330,9 +330,9 @@ def test_what_is_wrong_is_named(change: dict[str, jax.Array], message: str) -> N
         by_kernel(shape, make_step(shape)._replace(**change))
 
 
-@pytest.mark.parametrize("name", ["avx2", "avx512"])
+@pytest.mark.parametrize("name", ["avx2", "avx512", "avx512_vnni"])
 def test_lesser_instruction_sets_compute_the_same(native: Library, name: str) -> None:
-    known = ["avx2", "avx512", "avx512_vnni"]
+    known = ["avx2", "avx512", "avx512_vnni", "avx512_bf16"]
     if known.index(name) >= known.index(native.instruction_set):
         pytest.skip(f"the other tests are of {native.instruction_set}")
     some = ["generation, window over segments", "chunks, heads of half vectors", "chunks, bfloat16"]

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(unsupported() is not None, reason=unsupported() 
 def sources(tmp_path: Path) -> Path:
     folder = tmp_path / "sources"
     folder.mkdir()
-    for name in ("common.h", "library.cc", "avx2.cc", "avx512_vnni.cc"):
+    for name in ("common.h", "library.cc", "avx2.cc", "avx512_vnni.cc", "avx512_bf16.cc"):
         (folder / name).write_text(f"// {name}\n")
     return folder
 
@@ -66,11 +66,13 @@ def test_a_library_of_a_newer_ffi_is_compiled_again(
 def test_each_file_has_the_flags_of_its_instruction_set_and_no_other(tmp_path: Path, sources: Path, compiler: Callable[[int], str]) -> None:
     build(tmp_path / "_cpu.so", sources, {"CXX": compiler(0), "PATH": PATH})
     lines = {line.split(" -c ")[1].split()[0].rsplit("/", 1)[1]: line for line in (tmp_path / "_cpu.so").read_text().splitlines()}
-    assert list(lines) == ["library.cc", "avx2.cc", "avx512_vnni.cc"]  # in the order in which the linker takes them
+    assert list(lines) == ["library.cc", "avx2.cc", "avx512_vnni.cc", "avx512_bf16.cc"]  # in the order in which the linker takes them
     assert " -m" not in lines["library.cc"]
     assert "-mavx2" in lines["avx2.cc"]
     assert "-mavx512" not in lines["avx2.cc"]
     assert "-mavx512vnni" in lines["avx512_vnni.cc"]
+    assert "-mavx512bf16" not in lines["avx512_vnni.cc"]
+    assert "-mavx512bf16" in lines["avx512_bf16.cc"]
     assert "-march" not in "".join(lines.values())
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(unsupported() is not None, reason=unsupported() 
 def test_it_is_loaded_once_and_says_what_it_uses(native: Library) -> None:
     assert library() is native
     assert native.version == f"cpu-{ABI}"
-    assert native.instruction_set in ("avx2", "avx512", "avx512_vnni")
+    assert native.instruction_set in ("avx2", "avx512", "avx512_vnni", "avx512_bf16")
     assert all(hasattr(native.functions, name) for name in TARGETS)
 
 

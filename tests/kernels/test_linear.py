@@ -274,6 +274,24 @@ def test_places_without_a_token_become_zeros(kind: str) -> None:
     assert not found[lengths == 0].any()
 
 
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu"])
+@pytest.mark.parametrize("outputs", [46, 64])
+def test_activations_of_any_number(activation: Activation, outputs: int) -> None:
+    """From where they are 0 to where they are the number itself, and of what is none."""
+    numbers = np.array([-1e30, -1e4, -200, -88.5, -87, -30, -5, -1, -1e-3, -0.0, 0, 1e-20, 0.5, 2, 9, 87, 88.5, 1e4, 1e30], np.float32)
+    half = outputs // 2
+    weight = np.zeros((outputs, 2), np.float32)
+    weight[:half, 0], weight[half:, 1] = 1, 1  # so that the activation's number is the first of x, and what it multiplies the second
+    x = np.stack([numbers, np.ones_like(numbers)], 1)
+    call = jax.jit(lambda x: linear(x, in_panels(weight), activation=activation))
+    found = np.asarray(call(x))
+    graph = {"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu, "gelu": functools.partial(jax.nn.gelu, approximate=False)}[activation]
+    expected = np.asarray(graph(numbers), np.float64)
+    assert (found == found[:, :1]).all()
+    assert (np.abs(found[:, 0] - expected) <= 1e-6 * np.maximum(np.abs(expected), np.minimum(np.abs(numbers), 1))).all()
+    assert np.isnan(np.asarray(call(np.array([[np.nan, 1]], np.float32)))).all()
+
+
 def test_float32_results_of_bfloat16() -> None:
     own = arrays(Layer(dtype="bfloat16"))
     found = jax.jit(lambda x: linear(x, own.weights.weight, dtype=jnp.float32))(own.x)
@@ -337,9 +355,9 @@ def test_one_thread_computes_what_many_do() -> None:
     assert done.stdout.split() == [digest()]
 
 
-@pytest.mark.parametrize("name", ["avx2", "avx512"])
+@pytest.mark.parametrize("name", ["avx2", "avx512", "avx512_vnni"])
 def test_lesser_instruction_sets_compute_the_same(native: Library, name: str) -> None:
-    known = ["avx2", "avx512", "avx512_vnni"]
+    known = ["avx2", "avx512", "avx512_vnni", "avx512_bf16"]
     if known.index(name) >= known.index(native.instruction_set):
         pytest.skip(f"the other tests are of {native.instruction_set}")
     chosen = (

@@ -30,7 +30,8 @@ _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 INSTRUCTION_SETS: Mapping[str, tuple[str, ...]] = {
     "avx2.cc": _AVX2,
     "avx512.cc": _AVX512,
-    "avx512_vnni.cc": (*_AVX512, "-mavx512vnni", "-mavx512bf16"),
+    "avx512_vnni.cc": (*_AVX512, "-mavx512vnni"),
+    "avx512_bf16.cc": (*_AVX512, "-mavx512vnni", "-mavx512bf16"),
 }
 """What a file may use besides what every x86-64 has. Which of them runs is decided when the library is loaded."""
 

@@ -35,7 +35,7 @@ class Library:
     """The loaded library.
 
     Args:
-        instruction_set: the best that it has for this CPU, such as "avx512_vnni".
+        instruction_set: the best that it has for this CPU, such as "avx512_bf16".
         functions: its C functions.
     """
 

@@ -72,7 +72,7 @@ struct Bf16Dot : FloatSums {
   using Panel = Bf16Panel;
   using X = uint16_t;
   using W = uint16_t;
-#if defined(XLASERVE_VNNI)
+#if defined(XLASERVE_BF16)
   using XV = I;
   using WV = I;
   static constexpr int kStep = 32;

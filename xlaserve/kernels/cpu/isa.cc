@@ -13,7 +13,8 @@ const Kernels* Choose() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
-  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni"), bf16 = vnni && __builtin_cpu_supports("avx512bf16");
+  if (bf16 && wanted(kAvx512Bf16)) return &kAvx512Bf16;
   if (vnni && wanted(kAvx512Vnni)) return &kAvx512Vnni;
   if (avx512 && wanted(kAvx512)) return &kAvx512;
   if (avx2 && wanted(kAvx2)) return &kAvx2;

@@ -16,7 +16,7 @@ struct Kernels {
   bool (*attention)(const AttentionArgs& args, Pool& pool);  // false where there was no memory for it
 };
 
-extern const Kernels kAvx2, kAvx512, kAvx512Vnni;
+extern const Kernels kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16;
 
 // The kernels for this machine, or null where it has none of the instruction sets. The environment's XLASERVE_CPU_ISA names a lesser one.
 const Kernels* Chosen();

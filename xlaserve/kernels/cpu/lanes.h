@@ -1,5 +1,5 @@
-// Vectors of an instruction set and what is done with them: with AVX-512 they have 16 lanes, else 8; with XLASERVE_VNNI int8 and bfloat16 have
-// instructions of their own. Included inside a namespace of its instruction set.
+// Vectors of an instruction set and what is done with them: with AVX-512 they have 16 lanes, else 8; with XLASERVE_VNNI int8 has instructions of
+// its own, with XLASERVE_BF16 bfloat16. Included inside a namespace of its instruction set.
 
 namespace {
 

@@ -86,7 +86,7 @@ class Product {
   // Panels' widths of outputs that a part of the work has at most.
   int64_t PanelsOfPart(int64_t panels, int64_t block, int64_t threads) const {
     // With several tiles of rows, a panel takes longer than what there is to do once for each part of the work.
-    if (a_.panels && block * kParts > kPanelRows) return Op::Panel::kPairs && halves_ == 1 ? 2 : 1;
+    if (a_.panels && block * kParts > kPanelRows) return kPairs && halves_ == 1 ? 2 : 1;
     // Few and large parts: small ones let threads end together, but then neighbours in memory are read by different cores, and what one
     // core reads ahead is the other's (a fifth slower with eight parts a thread).
     const int64_t row_bytes = a_.inputs * static_cast<int64_t>(sizeof(W)) * halves_;
@@ -94,18 +94,33 @@ class Product {
     return std::clamp<int64_t>((panels + 2 * threads - 1) / (2 * threads), 1, std::max<int64_t>(most / kPanel, 1));
   }
 
-  // What x becomes before it is multiplied: normalized, and for int8 quantized. Where that is nothing, mostly x itself.
+  // What x becomes before it is multiplied: normalized, for int8 quantized, and spread where panels want that. Where that is nothing,
+  // mostly x itself.
   void Prepare(Pool& pool) {
+    constexpr bool kSpreads = Op::Panel::kPhases == 2;
     x_ = reinterpret_cast<const X**>(a_.row_scratch);
-    if (!Op::kQuantizes && a_.norm == nullptr && !RowsCollide()) {
+    if (!Op::kQuantizes && a_.norm == nullptr && !RowsCollide() && !(kSpreads && a_.panels)) {
       for (int64_t i = 0; i < a_.rows; ++i) x_[i] = static_cast<const X*>(a_.x) + a_.row(i) * a_.inputs;
       return;
     }
-    X* const prepared = static_cast<X*>(a_.x_scratch);
+    const int64_t padded = a_.padded_inputs();
     const auto prepare = [&](int64_t i) {
-      X* const lines = prepared + i * kParts * a_.padded_inputs();
+      if constexpr (kSpreads) {
+        if (a_.panels) {
+          static thread_local std::vector<X> plain;
+          plain.resize(kParts * padded);
+          Op::Prepare(a_, i, plain.data());
+          for (int64_t line = 0; line < kParts; ++line) {
+            uint32_t* const words = static_cast<uint32_t*>(a_.x_scratch) + (i * kParts + line) * padded / kParts;
+            Op::Panel::Spread(plain.data() + line * padded, a_.inputs, words);
+            x_[i * kParts + line] = reinterpret_cast<const X*>(words);
+          }
+          return;
+        }
+      }
+      X* const lines = static_cast<X*>(a_.x_scratch) + i * kParts * padded;
       Op::Prepare(a_, i, lines);
-      for (int64_t part = 0; part < kParts; ++part) x_[i * kParts + part] = lines + part * a_.padded_inputs();
+      for (int64_t part = 0; part < kParts; ++part) x_[i * kParts + part] = lines + part * padded;
     };
     if (a_.rows * a_.inputs <= 8192) {
       for (int64_t i = 0; i < a_.rows; ++i) prepare(i);
@@ -124,7 +139,7 @@ class Product {
     using Panel = typename Op::Panel;
     alignas(64) static thread_local typename Op::Sum out[kMostDots];
     const int64_t width = count * halves_;
-    const bool pair = Panel::kPairs && rows * kParts > kPanelRows && width == 2 * kPanel;
+    const bool pair = kPairs && rows * kParts > kPanelRows && width == 2 * kPanel;
     const int64_t tile_rows = (pair ? kPairRows : kPanelRows) / kParts;
     const int64_t tiles = (rows + tile_rows - 1) / tile_rows, fewest = rows / tiles, larger = rows % tiles;
     const int64_t panel_bytes = kPanel * a_.inputs * static_cast<int64_t>(sizeof(W)), steps = panel_bytes / kStepBytes;
@@ -142,7 +157,7 @@ class Product {
         const Way way{begin, end, following + (end - begin) / 8 * fetched * 64, fetches ? (tile + 1) * kFetch / tiles - fetched : 0};
         const char* const* const x = reinterpret_cast<const char* const*>(x_ + at * kParts);
         typename Op::Sum* const dots = out + line * kParts * width;
-        if constexpr (Panel::kPairs) {
+        if constexpr (kPairs) {
           if (pair) PanelRows<Panel, kPairRows, 2>(size * kParts, x, halves, way, dots, width);
         }
         for (int64_t half = 0; !pair && half < halves_; ++half) {

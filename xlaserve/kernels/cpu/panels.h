@@ -9,38 +9,40 @@ namespace {
 
 constexpr int kPanel = 32;
 constexpr int kPanelRows = kLanes == 16 ? 12 : 6;  // whose sums fit into registers, with 2 vectors of weights
-constexpr int kPairRows = kPanelRows / 2;          // with those of two panels
+constexpr bool kPairs = kLanes == 16;              // whether there are registers for those of two panels, and sums of so many rows:
+constexpr int kPairRows = 6;
 
-// What is made of 4 bytes in each lane before they are multiplied, once for all that they meet.
-struct Halves {
-  I even;
-  I odd;
-};
+// What is done with the 4 bytes of a lane, in one phase or two. Without an instruction for them, bfloat16 and int8 are widened: numbers at
+// even places in one phase, those at odd places in the other. Of x that is done once for all, by `Spread`: it has a word for each phase.
 
 struct F32Panel {
   using Sum = float;
-  static constexpr bool kPairs = kLanes == 16;  // whether there are registers for the weights of two panels
-  using Ready = I;
-  static Ready Weights(I w) { return w; }
-  static Ready X(I x) { return x; }
-  static I MultiplyAdd(I acc, Ready x, Ready w) { return AsI(MultiplyAddF(AsF(acc), AsF(x), AsF(w))); }
+  static constexpr int kPhases = 1;
+  template <int kPhase>
+  static I Weights(I w) {
+    return w;
+  }
+  static I MultiplyAdd(I acc, I x, I w) { return AsI(MultiplyAddF(AsF(acc), AsF(x), AsF(w))); }
 };
 
 struct Bf16Panel {
   using Sum = float;
-#if defined(XLASERVE_VNNI)
-  using Ready = I;
-  static constexpr bool kPairs = true;
-  static Ready Weights(I w) { return w; }
-  static Ready X(I x) { return x; }
-  static I MultiplyAdd(I acc, Ready x, Ready w) { return AsI(_mm512_dpbf16_ps(AsF(acc), (__m512bh)x, (__m512bh)w)); }
+#if defined(XLASERVE_BF16)
+  static constexpr int kPhases = 1;
+  template <int kPhase>
+  static I Weights(I w) {
+    return w;
+  }
+  static I MultiplyAdd(I acc, I x, I w) { return AsI(_mm512_dpbf16_ps(AsF(acc), (__m512bh)x, (__m512bh)w)); }
 #else
-  using Ready = Halves;
-  static constexpr bool kPairs = false;
-  static Ready Weights(I w) { return {LowBf16(w), HighBf16(w)}; }
-  static Ready X(I x) { return {LowBf16(x), HighBf16(x)}; }
-  static I MultiplyAdd(I acc, Ready x, Ready w) {
-    return AsI(MultiplyAddF(MultiplyAddF(AsF(acc), AsF(x.even), AsF(w.even)), AsF(x.odd), AsF(w.odd)));
+  static constexpr int kPhases = 2;
+  template <int kPhase>
+  static I Weights(I w) {
+    return kPhase == 0 ? LowBf16(w) : HighBf16(w);
+  }
+  static I MultiplyAdd(I acc, I x, I w) { return AsI(MultiplyAddF(AsF(acc), AsF(x), AsF(w))); }
+  static void Spread(const uint16_t* __restrict line, int64_t inputs, uint32_t* __restrict words) {
+    for (int64_t i = 0; i < inputs; ++i) words[i] = static_cast<uint32_t>(line[i]) << 16;
   }
 #endif
 };
@@ -48,18 +50,25 @@ struct Bf16Panel {
 struct S8Panel {
   using Sum = int32_t;
 #if defined(XLASERVE_VNNI)
-  using Ready = I;
-  static constexpr bool kPairs = true;
-  static Ready Weights(I w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
-  static Ready X(I x) { return x; }
-  static I MultiplyAdd(I acc, Ready x, Ready w) { return MultiplyAdd8(acc, w, x); }
+  static constexpr int kPhases = 1;
+  template <int kPhase>
+  static I Weights(I w) {
+    return _mm512_xor_si512(w, _mm512_set1_epi8(-128));
+  }
+  static I MultiplyAdd(I acc, I x, I w) { return MultiplyAdd8(acc, w, x); }
 #else
-  using Ready = Halves;
-  static constexpr bool kPairs = false;
-  static Ready Weights(I w) { return {EvenBytes(w), OddBytes(w)}; }
-  static Ready X(I x) { return Weights(x); }
-  static I MultiplyAdd(I acc, Ready x, Ready w) {
-    return AddI(acc, AddI(MultiplyPairs(x.even, w.even), MultiplyPairs(x.odd, w.odd)));
+  static constexpr int kPhases = 2;
+  template <int kPhase>
+  static I Weights(I w) {
+    return kPhase == 0 ? EvenBytes(w) : OddBytes(w);
+  }
+  static I MultiplyAdd(I acc, I x, I w) { return AddI(acc, MultiplyPairs(x, w)); }
+  static void Spread(const int8_t* __restrict line, int64_t inputs, uint32_t* __restrict words) {
+    const auto pair = [&](int64_t i) { return static_cast<uint16_t>(line[i]) | static_cast<uint32_t>(line[i + 2]) << 16; };
+    for (int64_t i = 0; i < inputs; i += 4) {
+      words[i / 2] = pair(i);
+      words[i / 2 + 1] = pair(i + 1);
+    }
   }
 #endif
 };
@@ -84,18 +93,24 @@ inline void PanelTile(const char* const* x, const char* const* panels, const Way
 #pragma GCC unroll 32
     for (int i = 0; i < MR * kVectors; ++i) acc[i] = LoadI(reinterpret_cast<const char*>(place(i)));
   }
-  const auto step = [&](int64_t k) __attribute__((always_inline)) {
-    typename Op::Ready w[kVectors];
+  const auto phase = [&]<int kPhase>(int64_t k) __attribute__((always_inline)) {
+    I w[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) w[v] = Op::Weights(LoadI(panels[v / V] + k * (4 * kPanel) + v % V * (4 * kLanes)));
+    for (int v = 0; v < kVectors; ++v) {
+      w[v] = Op::template Weights<kPhase>(LoadI(panels[v / V] + k * (4 * kPanel) + v % V * (4 * kLanes)));
+    }
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
       int32_t word;
-      std::memcpy(&word, x[m] + 4 * k, 4);
-      const typename Op::Ready xv = Op::X(SetI(word));
+      std::memcpy(&word, x[m] + 4 * (k * Op::kPhases + kPhase), 4);
+      const I xv = SetI(word);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) acc[m * kVectors + v] = Op::MultiplyAdd(acc[m * kVectors + v], xv, w[v]);
     }
+  };
+  const auto step = [&](int64_t k) __attribute__((always_inline)) {
+    phase.template operator()<0>(k);
+    if constexpr (Op::kPhases == 2) phase.template operator()<1>(k);
   };
   int64_t k = way.begin;
   if (way.fetch > 0) {
