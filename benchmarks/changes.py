@@ -97,6 +97,22 @@ CHANGES = (
     Change("packs", "parameters and KV of all layers in a few arrays", "f600d4f", "9893bc6", ("bfloat16", "int8"), ("generate-1-",)),
     Change("chain", "layers in one call; argmax by a kernel", "9893bc6", "8558047", ("bfloat16", "int8"), ("generate-1-", "generate-32-")),
     Change("parts", "as many parts of a layer for each thread", "ce678d4", "1e31476", ("float32", "bfloat16", "int8"), ("generate-1-",)),
+    Change(
+        "pairs",
+        "tiles of two panels, some steps at a time; activations in vectors",
+        "32bc334",
+        "4d5f404",
+        ("float32",),
+        ("generate-1-", "generate-32-", "context-1x512"),
+    ),
+    Change(
+        "widened",
+        "x widened once; VNNI without AVX512_BF16",
+        "4d5f404",
+        "8f8b1fa",
+        ("bfloat16", "int8"),
+        ("generate-1-", "generate-32-", "context-1x512"),
+    ),
 )
 
 
