@@ -75,9 +75,9 @@ class Product {
   static constexpr int64_t kRowBlock = 252;
   static constexpr int64_t kPartBytes = 256 << 10;
   static constexpr int64_t kMostDots = 1 << 15;
-  static constexpr int64_t kStepBytes = 4 * kPanel;         // of a panel
-  static constexpr int64_t kFetch = 8 * kStepBytes / 64;    // lines of the cache in 8 of them
-  static constexpr int64_t kMostSteps = 512;                // whose panels, and those of the next, leave room for x in that cache
+  static constexpr int64_t kStepBytes = 4 * kPanel;       // of a panel
+  static constexpr int64_t kFetch = 8 * kStepBytes / 64;  // lines of the cache in 8 of them
+  static constexpr int64_t kMostSteps = 512;              // whose panels, and the next ones, leave x room in the second-level cache
 
   // Whether a tile's rows of x lie so far apart that the first-level cache has only 8 places for all of them: then they are moved to where
   // lines of prepared x are (a quarter faster with 2,048 inputs).
