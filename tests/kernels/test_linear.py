@@ -283,7 +283,7 @@ def test_activations_of_any_number(activation: Activation, outputs: int) -> None
     weight = np.zeros((outputs, 2), np.float32)
     weight[:half, 0], weight[half:, 1] = 1, 1  # so that the activation's number is the first of x, and what it multiplies the second
     x = np.stack([numbers, np.ones_like(numbers)], 1)
-    call = jax.jit(lambda x: linear(x, in_panels(weight), activation=activation))
+    call = jax.jit(lambda x: linear(x, jnp.asarray(in_panels(weight)), activation=activation))
     found = np.asarray(call(x))
     graph = {"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu, "gelu": functools.partial(jax.nn.gelu, approximate=False)}[activation]
     expected = np.asarray(graph(numbers), np.float64)
