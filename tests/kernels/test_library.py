@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from xlaserve.kernels import library as module
 from xlaserve.kernels.build import COMMAND, LIBRARY, source_digest, stamp, unsupported
 from xlaserve.kernels.library import ABI, TARGETS, Library, library, open_library
+from xlaserve.platforms.cpu import cpu_features
 
 pytestmark = pytest.mark.skipif(unsupported() is not None, reason=unsupported() or "")
 
@@ -21,6 +23,21 @@ def test_it_is_loaded_once_and_says_what_it_uses(native: Library) -> None:
     assert native.version == f"cpu-{ABI}"
     assert native.instruction_set in ("avx2", "avx512", "avx512_vnni", "avx512_bf16")
     assert all(hasattr(native.functions, name) for name in TARGETS)
+
+
+@pytest.mark.usefixtures("native")
+def test_it_takes_the_best_instruction_set_that_the_cpu_has() -> None:
+    features = set(cpu_features())
+    needed = {
+        "avx512_bf16": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16"},
+        "avx512_vnni": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"},
+        "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+        "avx2": {"avx2", "fma", "f16c"},
+    }
+    environ = {name: value for name, value in os.environ.items() if name != "XLASERVE_CPU_ISA"}
+    code = "from xlaserve.kernels.library import open_library; print(open_library().instruction_set)"
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [next(name for name, these in needed.items() if these <= features)]
 
 
 def test_loading_it_needs_no_jax(native: Library) -> None:

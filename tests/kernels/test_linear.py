@@ -149,7 +149,7 @@ AROUND: dict[str, dict[str, Any]] = {
 KINDS: dict[str, dict[str, Any]] = {
     f"{dtype}{', int8' * int8}": {"dtype": dtype, "int8": int8} for dtype in ("float32", "bfloat16") for int8 in (False, True)
 }
-SIZES = [(5, 6), (16, 4), (64, 40), (129, 34), (200, 1030), (1100, 70), (4, 64), (100, 64), (132, 1024), (1100, 192)]
+SIZES = [(5, 6), (16, 4), (64, 40), (129, 34), (200, 1030), (1100, 70), (4, 64), (100, 64), (132, 1024), (1100, 192), (2200, 192)]
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 sizes = pytest.mark.parametrize(("inputs", "outputs"), SIZES)
