@@ -21,13 +21,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.soak import Metrics, idle, request, resident, scrape, serving
+from benchmarks.soak import Metrics, growth, idle, request, resident, scrape, serving
 
-WAVES = 4
-"""Memory is read after each. In the first two, caches and allocators fill up."""
+WAVES = 10
+"""Memory is read after each. In the first third, caches and allocators fill up."""
 
-GROWTH_KIB = 4 * 1024
-"""How much a process may grow, resident, from the end of the second wave to the end of the last."""
+GROWTH_KIB = 512
+"""How much a process may grow, resident, in the middle one of the waves after those.
+
+Seen were 0 to 350 KiB, which end some fifteen waves on, and 720 in the engine when it was made to forget no sequence, 200 a wave.
+"""
 
 AT_ONCE = 5.0
 """Seconds that a normal request may take after a wave, on a machine that others use too."""
@@ -140,8 +143,8 @@ def judge(storm: Storm) -> None:
         "nothing was compiled": value("compile_events_total") == 0,
         "the engine never stalled": value("stalls_total") == 0,
     }
-    for name, (_, _, first, *_, last) in storm.memory.items():
-        storm.checks[f"the {name}'s memory is flat"] = last - first < GROWTH_KIB
+    for name, values in storm.memory.items():
+        storm.checks[f"the {name}'s memory is flat"] = growth(values) < GROWTH_KIB
 
 
 def run(
