@@ -116,6 +116,13 @@ def exact(scale: Scale) -> dict[str, Any]:
     return measure(scale, say)
 
 
+def reference(scale: Scale, dtype: str, kernels: str) -> dict[str, Any]:
+    """Log probabilities of models of every family, held against transformers' on the same device."""
+    from benchmarks.gpu.reference import measure
+
+    return measure(scale, dtype, kernels, say)
+
+
 PARTS: dict[str, tuple[Part, int]] = {
     "facts": (facts, 60),
     "ceilings": (ceilings, 90),
@@ -123,6 +130,8 @@ PARTS: dict[str, tuple[Part, int]] = {
     "graphs-mosaic": (partial(graphs, variant="mosaic"), 240),
     "graphs-tiled": (partial(graphs, variant="tiled"), 240),
     "exact": (exact, 180),
+    "reference-float32": (partial(reference, dtype="float32", kernels="none"), 240),
+    "reference-mosaic": (partial(reference, dtype="bfloat16", kernels="native"), 240),
     "artifact": (artifact, 180),
     "serve-mosaic": (partial(serve, variant="mosaic"), 300),
     "transformers": (transformers, 240),
@@ -131,5 +140,6 @@ PARTS: dict[str, tuple[Part, int]] = {
     "graphs-mosaic-untold": (partial(graphs, variant="mosaic-untold"), 240),
     "graphs-tiled-untold": (partial(graphs, variant="tiled-untold"), 240),
     "serve-tiled": (partial(serve, variant="tiled"), 300),
+    "reference-tiled": (partial(reference, dtype="bfloat16", kernels="none"), 240),
 }
 """Most wanted first, with the seconds that each may take."""

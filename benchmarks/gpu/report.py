@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.parts import PARTS
+from benchmarks.gpu.reference import ALIKE, TOLERANCE
 from benchmarks.gpu.variants import VARIANTS
 from benchmarks.results import RESULTS, replace_section, write_raw
 
@@ -37,7 +38,7 @@ def section(found: dict[str, Any]) -> str:
         copy, product = ceilings["copy_bytes_per_s"] / 1e9, ceilings["gemm_flops_per_s"] / 1e12
         ways = f"a copy moves {copy:,.0f} GB/s, read and written; a product of random bfloat16 matrices does {product:,.0f} TFLOP/s"
         text += [f"Measured on it: {ways}.", ""]
-    text += [*_graphs(found, ceilings), *_thunks(found), *_attention(found), *_serving(found), *_exact(found)]
+    text += [*_graphs(found, ceilings), *_thunks(found), *_attention(found), *_serving(found), *_reference(found), *_exact(found)]
     failed = {name: found.get(name, {}).get("error") for name in PARTS if "error" in found.get(name, {"error": None})}
     missing = [f"{name} ({_cell(why, 120)})" if why else name for name, why in failed.items()]
     text += ["", f"Not run: {', '.join(missing) or 'nothing'}."]
@@ -137,6 +138,30 @@ def _serving(found: dict[str, Any]) -> list[str]:
             text += ["", f"{name}: no kernel runs in {idle['idle_share']:.1%} of the time of generation (goal {IDLE:.0%}: {met})."]
         elif idle:
             text += ["", f"{name}: device idle not measured: {_cell(idle.get('error'), 200)}."]
+    return [*head, *text, ""]
+
+
+def _reference(found: dict[str, Any]) -> list[str]:
+    text: list[str] = []
+    for name in (name for name in PARTS if name.startswith("reference-")):
+        for line in found.get(name, {}).get("lines", []):
+            ours, theirs = line["ours"], line.get("transformers")
+            beside = f"{theirs['mean']:.1e} | {theirs['largest']:.1e}" if theirs else "|"
+            verdict = "within" if line["within"] else "NOT WITHIN"
+            figures = f"{ours['count']:,} | {ours['mean']:.1e} | {ours['largest']:.1e} | {ours['gap']:.1e} | {beside}"
+            text.append(f"| {name.removeprefix('reference-')} | {line['family']} | {figures} | {verdict} |")
+    if not text:
+        return []
+    head = [
+        "### Log probabilities beside transformers' in float32",
+        "",
+        f"In float32 none differs by more than {TOLERANCE}. In bfloat16 the engine is at most {ALIKE} times as far away as transformers in",
+        "bfloat16 (root of the mean square; twice that for the largest difference, and for how much likelier another token is than a",
+        "generated one).",
+        "",
+        "| form | family | log probabilities | mean | largest | gap of a generated token | transformers' mean | largest | |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     return [*head, *text, ""]
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import report
 from benchmarks.gpu.exactness import compared, within
+from benchmarks.gpu.reference import Answer, distance, judged
 from benchmarks.gpu.scale import CARD, REHEARSAL, Scale
 from benchmarks.gpu.serving import busy, line
 from xlaserve.buckets.ladder import make_ladder
@@ -55,6 +58,40 @@ def test_tokens_may_differ_where_both_were_as_likely() -> None:
     assert found["gaps_where_tokens_differ"] == pytest.approx([0.1])
     assert within({**found, "tolerance": 0.15})
     assert not within({**found, "gaps_where_tokens_differ": [NAN], "tolerance": 0.15})
+
+
+EXACT = [np.log([[0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.1, 0.1, 0.8]])]
+"""Of a prompt of two tokens, and two that are generated after it, 1 and 2."""
+
+
+def told(off: float, tokens: tuple[int, ...] = (0, 2, 1, 2)) -> list[Answer]:
+    """An answer that knows the likeliest in every place, this far from exactly."""
+    return [Answer(list(tokens), 2, [{int(row.argmax()): float(row.max()) + off} for row in EXACT[0]])]
+
+
+@pytest.mark.parametrize(
+    ("answers", "verdict"),
+    [(told(5e-4), True), (told(2e-3), False), (told(NAN), False), (told(0.0, (0, 2, 2, 2)), False)],
+    ids=["rounded", "too far", "no number", "a token that another is likelier than"],
+)
+def test_float32_is_held_to_a_tolerance(answers: list[Answer], verdict: bool) -> None:
+    assert judged(answers, EXACT, None)["within"] is verdict
+
+
+def test_bfloat16_is_held_to_what_transformers_makes_of_it() -> None:
+    theirs = [EXACT[0] + 0.01]
+    assert judged(told(0.014), EXACT, theirs)["within"]
+    assert not judged(told(0.016), EXACT, theirs)["within"]
+    assert not judged(told(0.0, (0, 2, 2, 2)), EXACT, theirs)["within"]
+
+
+def test_places_are_those_of_the_tokens_after_them() -> None:
+    """A prompt's tokens may be unlikely; generated ones are the likeliest."""
+    (answer,) = told(0.0)
+    found = distance([answer], [answer.known], EXACT)
+    assert (found.mean, found.largest, found.gap, found.count) == (0.0, 0.0, 0.0, 3)
+    (answer,) = told(0.0, (0, 2, 0, 2))
+    assert distance([answer], [answer.known], EXACT).gap == pytest.approx(math.log(0.5 / 0.2))
 
 
 def trace(*spans: tuple[float, float]) -> dict[str, Any]:
@@ -120,6 +157,16 @@ def test_a_wave_that_failed_is_a_line_of_the_report() -> None:
     assert "| serve-tiled | 1 | 3 | 500 | 100.00 | 100.00 |" in text
     assert "| serve-tiled | 8 | 0 | | | E: a/b c |" in text
     assert "serve-tiled: device idle not measured: E: no profiler." in text
+
+
+def test_the_report_names_families_that_are_too_far() -> None:
+    lines = [{"family": "llama3", **judged(told(5e-4), EXACT, None)}, {"family": "qwen3", **judged(told(0.1), EXACT, None)}]
+    text = report.section({"reference-float32": {"lines": lines}})
+    assert "| float32 | llama3 | 3 | 5.0e-04 | 5.0e-04 | 0.0e+00 | | | within |" in text
+    assert "| float32 | qwen3 | 3 | 1.0e-01 | 1.0e-01 | 0.0e+00 | | | NOT WITHIN |" in text
+    lines = [{"family": "qwen3", **judged(told(0.1), EXACT, [EXACT[0] + 0.05])}]
+    text = report.section({"reference-mosaic": {"lines": lines}})
+    assert "| mosaic | qwen3 | 3 | 1.0e-01 | 1.0e-01 | 0.0e+00 | 5.0e-02 | 5.0e-02 | NOT WITHIN |" in text
 
 
 @pytest.fixture

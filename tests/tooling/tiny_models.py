@@ -186,47 +186,50 @@ _SHARDS: dict[str, int] = {"llama_bf16_sharded": 3}
 FAMILIES: tuple[str, ...] = tuple(_CONFIGS)
 
 
-def tiny_config(family: str) -> dict[str, Any]:
+def tiny_config(family: str, **sizes: Any) -> dict[str, Any]:
     """The `config.json` content of a family, in the flat form that checkpoints on the hub have.
 
     Args:
         family: one of `FAMILIES`.
+        sizes: fields of it that are to be others, for models that are less tiny.
 
     Raises:
         KeyError: there is no such family.
     """
-    config = copy.deepcopy({**_COMMON, **_CONFIGS[family]})
+    config = copy.deepcopy({**_COMMON, **_CONFIGS[family], **sizes})
     return {key: value for key, value in config.items() if value is not None or key != "num_key_value_heads"}
 
 
-def tiny_tensors(family: str) -> dict[str, np.ndarray]:
+def tiny_tensors(family: str, **sizes: Any) -> dict[str, np.ndarray]:
     """All parameters of a family under their Hugging Face names, float32 or bfloat16 as `torch_dtype` says.
 
     Args:
         family: one of `FAMILIES`.
+        sizes: as `tiny_config` takes them.
     """
-    config = tiny_config(family)
+    config = tiny_config(family, **sizes)
     dtype = np.dtype(ml_dtypes.bfloat16) if config["torch_dtype"] == "bfloat16" else np.dtype(np.float32)
     return {name: _draw(family, name, shape, center, std).astype(dtype) for name, shape, center, std in _parameters(config)}
 
 
-def write_tiny(family: str, directory: Path) -> Path:
+def write_tiny(family: str, directory: Path, **sizes: Any) -> Path:
     """Write the checkpoint of a family: config, generation config, tokenizer with chat template, and weights.
 
     Args:
         family: one of `FAMILIES`.
         directory: where the files go; made if it does not exist. Files of the same names are replaced.
+        sizes: as `tiny_config` takes them.
 
     Returns:
         `directory`.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    _write_json(directory / "config.json", tiny_config(family))
+    _write_json(directory / "config.json", tiny_config(family, **sizes))
     eos = [tiny_tokenizer.EOS_ID, tiny_tokenizer.IM_END_ID]
     _write_json(directory / "generation_config.json", {"bos_token_id": tiny_tokenizer.BOS_ID, "do_sample": False, "eos_token_id": eos})
     _write_json(directory / "tokenizer.json", tiny_tokenizer.tokenizer_json())
     _write_json(directory / "tokenizer_config.json", tiny_tokenizer.tokenizer_config_json())
-    _write_weights(directory, tiny_tensors(family), _SHARDS.get(family, 1))
+    _write_weights(directory, tiny_tensors(family, **sizes), _SHARDS.get(family, 1))
     return directory
 
 
