@@ -83,6 +83,13 @@ class Product {
   // lines of prepared x are (a quarter faster with 2,048 inputs).
   bool RowsCollide() const { return a_.panels && a_.rows >= 8 && a_.inputs * sizeof(X) % 4096 == 0; }
 
+  // Whether a core reads memory faster where it is told what comes. By itself it reads ahead as far as the loads reach that it looks at
+  // beforehand, and the more is done with each of them the fewer these are. On AMD's processors float32 was slower for it (docs/kernels.md).
+  static bool AsksAhead() {
+    static const bool asks = !__builtin_cpu_is("amd");
+    return asks;
+  }
+
   // Panels' widths of outputs that a part of the work has at most.
   int64_t PanelsOfPart(int64_t panels, int64_t block, int64_t threads) const {
     // With several tiles of rows, a panel takes longer than what there is to do once for each part of the work.
@@ -147,6 +154,7 @@ class Product {
     const char* halves[2] = {weights + first / kPanel * panel_bytes, weights + (outputs_ + first) / kPanel * panel_bytes};
     if (pair && halves_ == 1) halves[1] = halves[0] + panel_bytes;
     // A single tile reads as fast as memory goes.
+    const bool once = tiles == 1 && AsksAhead();
     const int64_t ways = tiles == 1 ? 1 : (steps + kMostSteps - 1) / kMostSteps, some = (steps / ways + 7) / 8 * 8;
     for (int64_t begin = 0; begin < steps; begin += some) {
       const int64_t end = tiles == 1 ? steps : std::min(begin + some, steps);
@@ -154,7 +162,7 @@ class Product {
       const bool fetches = tiles > 1 && (end < steps || (next != first && next < outputs_));
       for (int64_t tile = 0, line = 0; tile < tiles; ++tile) {
         const int64_t size = fewest + (tile < larger), at = row + line, fetched = tile * kFetch / tiles;
-        const Way way{begin, end, following + (end - begin) / 8 * fetched * 64, fetches ? (tile + 1) * kFetch / tiles - fetched : 0};
+        const Way way{begin, end, following + (end - begin) / 8 * fetched * 64, fetches ? (tile + 1) * kFetch / tiles - fetched : 0, once};
         const char* const* const x = reinterpret_cast<const char* const*>(x_ + at * kParts);
         typename Op::Sum* const dots = out + line * kParts * width;
         if constexpr (kPairs) {

@@ -78,7 +78,9 @@ struct Way {
   int64_t begin, end;  // steps; from the second on, sums go on from what `out` has
   int64_t ahead;       // bytes from a panel to what is asked for meanwhile
   int64_t fetch;       // lines of the cache, of each panel every 8 steps
+  bool once;           // whether no other tile reads the panels: then their own steps are asked for, so many before they are needed:
 };
+constexpr int64_t kOnceAhead = 32;
 
 // MR lines of x times V vectors of each of P panels.
 template <typename Op, int MR, int P, int V>
@@ -122,6 +124,16 @@ inline void PanelTile(const char* const* x, const char* const* panels, const Way
       for (int64_t i = 0; i < 8; ++i) step(k + i);
     }
   }
+  if (way.once) {
+    for (; k < way.end; ++k) {
+#pragma GCC unroll 2
+      for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+        for (int line = 0; line < 4 * kPanel; line += 64) __builtin_prefetch(panels[p] + (k + kOnceAhead) * (4 * kPanel) + line, 0, 3);
+      }
+      step(k);
+    }
+  }
   for (; k < way.end; ++k) step(k);
 #pragma GCC unroll 32
   for (int i = 0; i < MR * kVectors; ++i) StoreI(place(i), acc[i]);
@@ -139,7 +151,7 @@ inline void PanelRows(int64_t lines, const char* const* x, const char* const* pa
     const char* some[P];
 #pragma GCC unroll 2
     for (int p = 0; p < P; ++p) some[p] = panels[p] + v * (4 * kLanes);
-    PanelTile<Op, MR, P, kVectors>(x, some, {way.begin, way.end, way.ahead, v == 0 ? way.fetch : 0}, out + v * kLanes, width);
+    PanelTile<Op, MR, P, kVectors>(x, some, {way.begin, way.end, way.ahead, v == 0 ? way.fetch : 0, v == 0 && way.once}, out + v * kLanes, width);
   }
 }
 
