@@ -113,6 +113,14 @@ CHANGES = (
         ("bfloat16", "int8"),
         ("generate-1-", "generate-32-", "context-1x512"),
     ),
+    Change(
+        "ahead",
+        "with few rows, weights asked for before they are needed",
+        "a3c2f73",
+        "dd57f98",
+        ("float32", "bfloat16", "int8"),
+        ("generate-1-", "generate-8-"),
+    ),
 )
 
 
