@@ -153,8 +153,8 @@ class Product {
     const char* const weights = reinterpret_cast<const char*>(weights_);
     const char* halves[2] = {weights + first / kPanel * panel_bytes, weights + (outputs_ + first) / kPanel * panel_bytes};
     if (pair && halves_ == 1) halves[1] = halves[0] + panel_bytes;
-    // A single tile reads as fast as memory goes.
     const bool once = tiles == 1 && AsksAhead();
+    // A single tile reads as fast as memory goes.
     const int64_t ways = tiles == 1 ? 1 : (steps + kMostSteps - 1) / kMostSteps, some = (steps / ways + 7) / 8 * 8;
     for (int64_t begin = 0; begin < steps; begin += some) {
       const int64_t end = tiles == 1 ? steps : std::min(begin + some, steps);
