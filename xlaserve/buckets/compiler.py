@@ -24,8 +24,9 @@ from xlaserve.buckets.graphs import GraphSpec, entry
 from xlaserve.buckets.ladder import Bucket, ContextBucket, Ladder, UpkeepBucket
 from xlaserve.buckets.portable import export, lower_portable
 from xlaserve.buckets.store import GraphStore, Verdict, executable_digest
+from xlaserve.buckets.tuning import TuningFolder
 from xlaserve.errors import ArtifactError, CompileError
-from xlaserve.platforms.platform import Device, Family
+from xlaserve.platforms.platform import Autotuning, Device, Family
 
 Executable = Callable[..., Any]
 """A compiled step, or a compiled graph that tends what the device keeps; `xlaserve.buckets.graphs` says what they take and give."""
@@ -71,6 +72,8 @@ class Compiler:
         threads: graphs prepared at once; None for one per core.
         compiling: what must hold while a graph of a family is compiled, as `Platform.compiling` gives it.
         options: of the platform's compiler, by name.
+        autotuning: how it takes what was measured before; None where it measures nothing.
+        here: whether the devices are of this machine, so that it can measure.
     """
 
     def __init__(
@@ -85,6 +88,8 @@ class Compiler:
         threads: int | None = None,
         compiling: Callable[[Family], AbstractContextManager[None]] = lambda _family: nullcontext(),
         options: Mapping[str, str | bool] = MappingProxyType({}),
+        autotuning: Autotuning | None = None,
+        here: bool = True,
     ) -> None:
         self._spec = spec
         self._jax_name = jax_name
@@ -93,11 +98,15 @@ class Compiler:
         self._only = only
         self._compiling = compiling
         self._options = dict(options)
+        self._autotuning = autotuning
+        self._here = here
         self._threads = threads or os.cpu_count() or 1
         stores = [store for store in (artifacts, cache) if store is not None]
         self.verdicts: dict[Path, Verdict] = {store.directory: store.verdict() for store in stores}
         """What each directory can give, for a person."""
         self._stores = [(store, verdict) for store in stores if not (verdict := self.verdicts[store.directory]).empty]
+        self._tuning: TuningFolder | None = None
+        self._tuning_lock = threading.Lock()
 
     def start(self, ladder: Ladder) -> list[Future[Graph]]:
         """Begin with every bucket, in the background; the futures raise what compiling raises."""
@@ -150,7 +159,7 @@ class Compiler:
                 continue
             try:
                 if (content := store.stablehlo(bucket.name)) is not None:
-                    compiled = self._compile(content, bucket)
+                    compiled = self._compile(content, bucket, notes)
                     break
             except ArtifactError as error:
                 notes.append(str(error) if bucket.name in str(error) else f"{bucket.name}: stored StableHLO: {error}")
@@ -160,7 +169,7 @@ class Compiler:
             source = "compiled"
             content = export(self._spec, bucket, self._jax_name)
             try:
-                compiled = self._compile(content, bucket)
+                compiled = self._compile(content, bucket, notes)
             except RuntimeError as error:
                 raise CompileError(f"Graph {bucket.name} does not compile for {self._jax_name}: {error}") from error
         seconds = time.monotonic() - began
@@ -168,9 +177,44 @@ class Compiler:
         digest = "" if self._cache is None else self._keep(self._cache, bucket, content, compiled, seconds, memory, notes)
         return Graph(bucket, compiled, source, seconds, memory, digest, "; ".join(notes) or None)
 
-    def _compile(self, stablehlo: bytes, bucket: Bucket | UpkeepBucket) -> jax.stages.Compiled:
+    def _compile(self, stablehlo: bytes, bucket: Bucket | UpkeepBucket, notes: list[str]) -> jax.stages.Compiled:
         with self._compiling(_family(bucket)):
-            return lower_portable(stablehlo, self._spec, bucket, self._devices).compile(compiler_options=self._options or None)
+            lowered = lower_portable(stablehlo, self._spec, bucket, self._devices)
+            if self._autotuning is None:
+                return lowered.compile(compiler_options=self._options or None)
+            return self._compile_tuned(self._autotuning, lowered, notes)
+
+    def _compile_tuned(self, autotuning: Autotuning, lowered: jax.stages.Lowered, notes: list[str]) -> jax.stages.Compiled:
+        """With kernels as they were measured, or are measured now; where neither can be, as the platform has it without."""
+        folder = self._tuning_folder(notes)
+        options: dict[str, str | bool] = {**self._options, autotuning.directory: str(folder.path)}
+        if self._here:
+            return lowered.compile(compiler_options=options)
+        if len(folder):
+            try:
+                return lowered.compile(compiler_options=options | dict(autotuning.complete))
+            except RuntimeError as error:
+                why = pjrt.first_line(error).split(". See logs")[0][:120]
+                notes.append(f"tuning is not of all its kernels: {autotuning.chosen_by} ({why})")
+        return lowered.compile(compiler_options=self._options | dict(autotuning.without))
+
+    def _tuning_folder(self, notes: list[str]) -> TuningFolder:
+        """What was measured before, from every directory of this program, as files; made when the first graph is to be compiled."""
+        with self._tuning_lock:
+            if self._tuning is None:
+                known: dict[str, bytes] = {}
+                for store, verdict in self._stores:
+                    try:
+                        known |= store.tuning() if verdict.stablehlo is None else {}
+                    except ArtifactError as error:
+                        notes.append(str(error))
+                self._tuning = TuningFolder(known)
+            return self._tuning
+
+    def _keep_tuning(self, cache: GraphStore) -> None:
+        with self._tuning_lock:
+            if self._tuning is not None and (new := self._tuning.added()):
+                cache.save_tuning(new)
 
     def _keep(
         self,
@@ -189,6 +233,7 @@ class Compiler:
             notes.append(str(error))
         try:
             cache.save(bucket.name, stablehlo=stablehlo, executable=executable, seconds=seconds, memory=memory)
+            self._keep_tuning(cache)
         except (OSError, ArtifactError) as error:
             notes.append(f"cannot be kept: {error}")
         return executable_digest(executable) if executable else ""

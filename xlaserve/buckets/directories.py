@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 
 from xlaserve.buckets.manifest import NAME, FileRecord, Manifest, read_manifest
-from xlaserve.buckets.store import executable_name, report_name, stablehlo_name
+from xlaserve.buckets.store import TUNING, executable_name, read_recorded, read_results, report_name, stablehlo_name
 from xlaserve.errors import ArtifactError
 
 _COSTS = r"costs-[0-9a-f]{16}\.json"
-_KEPT = rf"[a-z0-9-]+\.stablehlo|[a-z0-9-]+\.[0-9a-f]{{8}}\.xla|lint-[a-z0-9]+\.json|{_COSTS}"
+_KEPT = rf"[a-z0-9-]+\.stablehlo|[a-z0-9-]+\.[0-9a-f]{{8}}\.xla|lint-[a-z0-9]+\.json|{re.escape(TUNING)}|{_COSTS}"
 _OURS = rf"{_KEPT}|\.({_KEPT}|{re.escape(NAME)})\.[a-z0-9_]{{8}}"  # the second: unfinished files of a process that was killed
 
 
@@ -52,6 +52,8 @@ def load(directory: Path) -> Manifest:
 def recorded_files(manifest: Manifest) -> dict[str, FileRecord]:
     """Every file that the manifest lists, by name."""
     files = {report_name(target): record for target, record in manifest.reports.items()}
+    if manifest.tuning is not None:
+        files[TUNING] = manifest.tuning
     for graph, record in manifest.graphs.items():
         if record.stablehlo is not None:
             files[stablehlo_name(graph)] = record.stablehlo
@@ -89,15 +91,23 @@ def reports(directory: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for target, record in sorted(load(directory).reports.items()):
         path = directory / report_name(target)
+        content = read_recorded(path, record)
         try:
-            content = path.read_bytes()
-            record.check(content)
             found[target] = msgspec.json.decode(content, type=dict[str, Any])
-        except OSError as error:
-            raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
-        except (ArtifactError, msgspec.DecodeError) as error:
+        except msgspec.DecodeError as error:
             raise ArtifactError(f"{path}: {error}") from error
     return found
+
+
+def tuning(directory: Path) -> dict[str, bytes]:
+    """What a compiler has found fastest while it made an artifact directory, of whatever program: kernels that another has too are alike.
+
+    Raises:
+        ArtifactError: the manifest is missing or damaged, or the results are; or there are none.
+    """
+    if (record := load(directory).tuning) is None:
+        raise ArtifactError(f"{directory}: holds no results of tuning; `xlaserve compile` makes them on a machine with the card")
+    return read_results(directory, record)
 
 
 def remove(directory: Path) -> list[str]:

@@ -17,7 +17,7 @@ import msgspec
 from xlaserve.errors import ArtifactError
 from xlaserve.kernels.build import COMMAND
 
-SCHEMA = 3
+SCHEMA = 4
 NAME = "manifest.json"
 _SHOWN = 3
 
@@ -78,6 +78,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         machines: what executables depend on besides, by id.
         graphs: every graph by name.
         reports: the lint's report for each kind of device that the graphs have been linted for, by its name.
+        tuning: what the compiler has found fastest, kernel by kernel (`xlaserve.buckets.tuning`); None where it measured nothing.
     """
 
     schema: int
@@ -86,6 +87,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     machines: dict[MachineId, dict[str, Any]]
     graphs: dict[GraphName, GraphRecord]
     reports: dict[ReportName, FileRecord] = {}
+    tuning: FileRecord | None = None
 
     def machine(self, here: Mapping[str, Any]) -> MachineId:
         """The recorded machine whose executables run on this one.

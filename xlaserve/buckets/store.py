@@ -4,6 +4,7 @@
     GRAPH.stablehlo               portable form
     GRAPH.MACHINE.xla             executable
     lint-TARGET.json              what the lint says of all graphs for a kind of device
+    tuning.msgpack                what the compiler has found fastest, kernel by kernel
     costs-*.json                  measured costs of a set of executables
     locks/                        empty files that processes lock while they make a graph
 
@@ -40,7 +41,10 @@ from xlaserve.buckets.manifest import (
     read_manifest,
     shorten,
 )
+from xlaserve.buckets.tuning import decode_results, encode_results
 from xlaserve.errors import ArtifactError
+
+TUNING = "tuning.msgpack"
 
 
 def default_root() -> Path:
@@ -217,6 +221,34 @@ class GraphStore:
             reports = {**change.manifest.reports, target: FileRecord.of(content)}
             change.manifest = msgspec.structs.replace(change.manifest, reports=reports)
 
+    def tuning(self) -> dict[str, bytes]:
+        """What a compiler has found fastest, by kernel; empty where it measured nothing.
+
+        Raises:
+            ArtifactError: it is not what was stored; or the directory is for another program.
+        """
+        manifest = self._manifest()
+        return {} if manifest is None or manifest.tuning is None else read_results(self.directory, manifest.tuning)
+
+    def save_tuning(self, results: Mapping[str, bytes]) -> None:
+        """Keep results of measuring kernels beside those that are there, which give way where they are of the same.
+
+        Args:
+            results: as `tuning` gives them.
+
+        Raises:
+            ArtifactError: the directory holds another program.
+            OSError: it cannot be written.
+        """
+        with self._changing() as change:
+            record, known = change.manifest.tuning, {}
+            if record is not None:
+                with suppress(ArtifactError):  # damaged: begun anew
+                    known = read_results(self.directory, record)
+            content = encode_results({**known, **results})
+            _write(self.directory / TUNING, content)
+            change.manifest = msgspec.structs.replace(change.manifest, tuning=FileRecord.of(content))
+
     @contextmanager
     def _changing(self) -> Generator[_Change]:
         """The manifest, begun where there is none, while nobody else changes it; what it is afterwards is written."""
@@ -304,15 +336,37 @@ class GraphStore:
         return manifest
 
     def _read(self, name: str, record: FileRecord) -> bytes:
-        path = self.directory / name
-        try:
-            content = path.read_bytes()
-            record.check(content)
-        except OSError as error:
-            raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
-        except ArtifactError as error:
-            raise ArtifactError(f"{path}: {error}") from error
-        return content
+        return read_recorded(self.directory / name, record)
+
+
+def read_recorded(path: Path, record: FileRecord) -> bytes:
+    """The content of a file of an artifact directory.
+
+    Raises:
+        ArtifactError: it cannot be read, or is not what was recorded.
+    """
+    try:
+        content = path.read_bytes()
+        record.check(content)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+    return content
+
+
+def read_results(directory: Path, record: FileRecord) -> dict[str, bytes]:
+    """The results of measuring kernels that an artifact directory holds.
+
+    Raises:
+        ArtifactError: as `read_recorded`, or they are none.
+    """
+    path = directory / TUNING
+    content = read_recorded(path, record)
+    try:
+        return decode_results(content)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
 
 
 def stablehlo_name(graph: str) -> str:

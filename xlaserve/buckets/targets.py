@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from xlaserve.errors import ConfigError
@@ -49,14 +50,28 @@ class AbsentDevice:
     reason: str
 
 
-_CUDA = "12.9.0"
-"""What the driver is at least, and the libraries. Where XLA is told none, it takes them to know no conditionals in CUDA graphs."""
+_CUDA12, _CUDA13 = "12.9.0", "13.0.0"
+"""What the driver is at least. Where XLA is told none, it takes it to know no conditionals in CUDA graphs."""
+
+
+def _cuda() -> tuple[str, str]:
+    """Versions of the driver and of the libraries beside it, which are those that JAX's plugin has here: what was measured with cuBLASLt of
+    one version is not taken for another.
+    """
+    for package, driver in (("nvidia-cuda-runtime", _CUDA13), ("nvidia-cuda-runtime-cu12", _CUDA12)):
+        try:
+            major, minor, *_ = version(package).split(".")
+        except PackageNotFoundError:
+            continue
+        return driver, f"{major}.{minor}.0"
+    return _CUDA12, _CUDA12
 
 
 def _card(
     name: str, memory: int, *, cores: int, fpus: int, shared: int, block: int, bandwidth: int, l2: int, ghz: float, capability: str
 ) -> Target:
     """A card as `gpu_device_info` of XLA's GpuTargetConfigProto, from the specifications in its repository."""
+    driver, runtime = _cuda()
     config = f"""
         gpu_device_info {{
           threads_per_block_limit: 1024  threads_per_warp: 32  shared_memory_per_block: 49152  shared_memory_per_core: {shared}
@@ -64,7 +79,7 @@ def _card(
           block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
           memory_bandwidth: {bandwidth}  l2_cache_size: {l2}  clock_rate_ghz: {ghz}  device_memory_size: {memory}
           shared_memory_per_block_optin: {block}  cuda_compute_capability {{ {capability} }}
-          driver_version: "{_CUDA}"  runtime_version: "{_CUDA}"
+          driver_version: "{driver}"  runtime_version: "{runtime}"
           registers_per_core_limit: 65536  registers_per_block_limit: 65536
           thread_dim_limit_x: 1024  thread_dim_limit_y: 1024  thread_dim_limit_z: 64
         }}
@@ -123,6 +138,11 @@ class TargetPlatform(Platform):
         """Numbers of cores that Neuron's runtime joins; cards are joined in any number."""
         chip = self.lint_target()
         return None if chip is None else chip.parallel
+
+    @property
+    def here(self) -> bool:
+        """No: nothing can be measured."""
+        return False
 
     def memory(self) -> int:
         """Bytes of the target's memory."""

@@ -29,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-o", "--output", metavar="DIR", help="directory to make (default: the compile cache)")
     group.add_argument("--platform", dest="device", metavar="NAME", default=argparse.SUPPRESS, help="the same as --device")
     group.add_argument("--target", metavar="NAME", help="kind of device that need not be here: h100, h200, a100, trn1, trn2 or inf2")
+    group.add_argument(
+        "--tuning",
+        metavar="DIR",
+        help="artifacts that were compiled on a machine with the card: kernels are taken as they were measured there (cuda)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,8 +49,29 @@ def run(args: argparse.Namespace) -> int:
     plan = make_plan(config, target_platform(config.device, args.target, devices) if args.target else None)
     _say(plan.describe())
     stores = open_stores(plan, config, _say, Path(args.output).expanduser() if args.output else None)
+    _tell_tuning(plan, stores, Path(args.tuning).expanduser() if args.tuning else None)
     _make(plan, stores, config, measured=not args.target)
     return _lint(plan, stores)
+
+
+def _tell_tuning(plan: Plan, stores: Stores, given: Path | None) -> None:
+    """Keep what was measured elsewhere where graphs will be, and tell what decides how kernels are computed where nothing can be measured.
+
+    Raises:
+        ConfigError: the platform's compiler measures nothing.
+        ArtifactError: there are no results, or they are damaged.
+    """
+    from xlaserve.buckets.directories import tuning
+
+    autotuning = plan.platform.autotuning
+    if given is not None:
+        if autotuning is None:
+            raise ConfigError(f"tuning: the compiler for the platform {plan.platform.name} measures no kernels: leave out --tuning.")
+        stores.cache.save_tuning(tuning(given))
+    if autotuning is not None and not plan.platform.here:
+        known = len(stores.cache.tuning())
+        none = f"none: {autotuning.chosen_by}; --tuning DIR takes what was measured where `xlaserve compile` ran on a card"
+        _say(f"tuning    {f'{known:,} kernels as they were measured' if known else none}")
 
 
 def _make(plan: Plan, stores: Stores, config: EngineConfig, *, measured: bool) -> None:

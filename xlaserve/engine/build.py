@@ -234,6 +234,8 @@ def compile_graphs(
         threads=config.compile_threads,
         compiling=plan.platform.compiling,
         options=dict(plan.platform.compiler_options),
+        autotuning=plan.platform.autotuning,
+        here=plan.platform.here,
     )
     for directory, verdict in compiler.verdicts.items():
         progress(f"graphs in {directory}: {verdict}")

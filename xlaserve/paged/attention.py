@@ -53,6 +53,7 @@ class PagedKV:
         self.layers = layers
         self.step = step
         self._read = READERS.get(kind) or _native(find_kernel(kind))
+        self._slices = kind in SLICING
 
     @property
     def arrays(self) -> tuple[Array, ...]:
@@ -62,7 +63,7 @@ class PagedKV:
     def attend(self, layer: int, q: Array, k: Array, v: Array, *, scale: float, window: int | None, softcap: float | None) -> Array:
         """`xlaserve.models.operations.Attend` over this cache."""
         keys, values = self.layers[layer]
-        keys, values = _write(keys, k, self.step), _write(values, v, self.step)
+        keys, values = (_write(cache, new, self.step, self._slices) for cache, new in ((keys, k), (values, v)))
         self.layers[layer] = keys, values
         rows, length, heads, head_dim = q.shape
         groups = heads // k.shape[2]
@@ -84,17 +85,21 @@ def copy_blocks(kv: tuple[Array, ...], source: Array, target: Array) -> tuple[Ar
     return tuple(array.at[target].set(array.at[source].get(mode="promise_in_bounds"), mode="promise_in_bounds") for array in kv)
 
 
-def _write(cache: Array, new: Array, step: StepShape) -> Array:
+def _write(cache: Array, new: Array, step: StepShape, slices: bool) -> Array:
     """Put `new` `[S, L, kv_heads, head_dim]` in its blocks.
 
     A row of several tokens starts at a block's first place and is written block by block: what lies past the row's last token
-    lands in the sequence's own last block, where later tokens overwrite it, or in the null block.
+    lands in the sequence's own last block, where later tokens overwrite it, or in the null block. With `slices` a single token is a slice
+    that is updated: of a scatter of one row XLA makes two or three kernels on a GPU, one after the other, and of this one.
     """
     rows, length, heads, head_dim = new.shape
     size = step.block_size
     first = jax.lax.div(step.positions[:, 0], jnp.int32(size))
     if length == 1:
         blocks = jnp.take_along_axis(step.block_tables, first[:, None], axis=1, mode="promise_in_bounds")[:, 0]
+        if slices and rows == 1:
+            piece = new.reshape(1, heads, 1, head_dim).astype(cache.dtype)
+            return jax.lax.dynamic_update_slice(cache, piece, (blocks[0], 0, step.positions[0, 0] & (size - 1), 0))
         return cache.at[blocks, :, step.positions[:, 0] & (size - 1)].set(new[:, 0].astype(cache.dtype), mode="promise_in_bounds")
     count = length // size
     wanted = first[:, None] + jnp.arange(count, dtype=jnp.int32)
@@ -206,3 +211,5 @@ def _native(kernel: NativeKernel) -> Read:
 
 Read = Callable[[Array, Array, Array, StepShape, int | None, float | None], Array]
 READERS: dict[str, Read] = {"tiled": _tiled, "gather": _gathered, "mosaic": _mosaic}
+SLICING = ("tiled", "mosaic")
+"""Where single tokens are written as slices; the others are Neuron's, whose compiler is given what it is known to take."""

@@ -37,7 +37,7 @@ HEAD_DIM, BLOCK = 64, 8
 DTYPES = ("bfloat16", "float16")
 MASKED = -1e30
 _LOG2E = math.log2(math.e)
-_OUT_ROWS = 8  # rows of float32 results are written in pieces of that many
+_PIECE = 8  # rows of queries are read, and of results written, in pieces of that many
 
 
 def mosaic_attention(
@@ -69,8 +69,9 @@ def mosaic_attention(
         )
     splits = SPLITS if length == 1 else 1
     tiles = -(-queries // ROWS)
-    padded = jnp.pad(q, ((0, 0), (0, 0), (0, tiles * ROWS - queries), (0, 0)))
-    kept = -(-queries // _OUT_ROWS) * _OUT_ROWS if splits > 1 else ROWS
+    # Products are of 64 queries, and of each by itself: what the others hold may be anything where nothing is kept of them.
+    kept = -(-queries // _PIECE) * _PIECE if splits > 1 and tiles == 1 else ROWS
+    padded = jnp.pad(q, ((0, 0), (0, 0), (0, (tiles - 1) * ROWS + kept - queries), (0, 0)))
     call = make_kernel(q.shape, keys.shape, tables.shape, length, splits, kept, str(q.dtype), window, softcap)
     out, peaks = call(padded, keys, values, tables, positions[:, 0])
     if splits == 1:
@@ -109,7 +110,7 @@ def make_kernel(
     window: int | None,
     softcap: float | None,
 ) -> Any:
-    """The kernel for these shapes and types; `kept` rows of a program's results are written. Made once: every layer has it."""
+    """The kernel for these shapes and types, made once for all layers. Of a program's queries and results `kept` rows are read and written."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
@@ -158,7 +159,7 @@ def make_kernel(
 
         @pl.when(first < last)
         def _() -> None:
-            plgpu.copy_gmem_to_smem(q_ref.at[row, head, pl.ds(tile * ROWS, ROWS)], q_mem, q_ready)
+            plgpu.copy_gmem_to_smem(q_ref.at[row, head, pl.ds(tile * ROWS, kept)], q_mem.at[pl.ds(0, kept)], q_ready)
             for ahead in range(STAGES):
                 pl.when(first + ahead < last)(functools.partial(fetch, first + ahead))
             plgpu.barrier_wait(q_ready)
@@ -237,7 +238,7 @@ def make_kernel(
         "v_ready": plgpu.Barrier(num_arrivals=copies, num_barriers=STAGES),
         "q_ready": plgpu.Barrier(),
     }
-    written = kept if splits > 1 else query_tiles * ROWS
+    written = (query_tiles - 1) * ROWS + kept
     return plgpu.kernel(
         body,
         out_type=(

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 
 from xlaserve.errors import ConfigError
-from xlaserve.platforms.platform import DEFAULT_UTILIZATION, KernelsChoice, Platform
+from xlaserve.platforms.platform import DEFAULT_UTILIZATION, Autotuning, KernelsChoice, Platform
 
 _FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 _UNPLANNED = 1 / 64
@@ -77,6 +77,13 @@ CUDA = CUDAPlatform(
         ("xla_gpu_enable_dynamic_slice_fusion", False),
         # It takes four fifths of the card for all there is, and where weights and KV alone are more, computes again what is small.
         ("xla_disable_hlo_passes", "rematerialization"),
+    ),
+    autotuning=Autotuning(
+        directory="xla_gpu_per_fusion_autotune_cache_dir",
+        complete=(("xla_gpu_require_complete_aot_autotune_results", True),),
+        # Where XLA cannot measure it takes the first of Triton's sizes that compiles, the smallest: 16 x 8 results a program, in one stage.
+        without=(("xla_gpu_enable_triton_gemm", False),),
+        chosen_by="products go to cuBLASLt, which chooses on the card",
     ),
     install="Install JAX's CUDA plugin with `pip install 'xlaserve[cuda13]'` (or [cuda12]) and check the driver with `nvidia-smi`.",
 )

@@ -33,6 +33,23 @@ FAMILIES: tuple[Family, ...] = ("context", "generate", "upkeep")
 
 
 @dataclass(frozen=True, slots=True)
+class Autotuning:
+    """How a compiler that measures kernels on the device is told what was measured before.
+
+    Args:
+        directory: its option that names a directory of results, which it reads and adds to.
+        complete: options with which a kernel that has none there is an error.
+        without: options for a device that is not here and has none: what then decides how kernels are computed.
+        chosen_by: what that is, for a person.
+    """
+
+    directory: str
+    complete: tuple[tuple[str, str | bool], ...]
+    without: tuple[tuple[str, str | bool], ...]
+    chosen_by: str
+
+
+@dataclass(frozen=True, slots=True)
 class Platform:
     """One PJRT platform.
 
@@ -56,6 +73,7 @@ class Platform:
             kernels at all.
         quantizations: how weights can be quantized.
         compiler_options: XLA's, by name, for every graph; executables depend on them.
+        autotuning: how its compiler takes what was measured before; None where it measures nothing.
     """
 
     name: str
@@ -73,6 +91,7 @@ class Platform:
     kernels_note: str = ""
     quantizations: tuple[str, ...] = ()
     compiler_options: tuple[tuple[str, str | bool], ...] = ()
+    autotuning: Autotuning | None = None
 
     @property
     def reads_in_use(self) -> bool:
@@ -130,6 +149,11 @@ class Platform:
             f"quantization {quantization!r} is not for the platform {self.name}, which {has} so far: "
             "leave out --quantization, or use --device cpu, which has int8."
         )
+
+    @property
+    def here(self) -> bool:
+        """Whether its devices are of this machine, so that kernels can be measured."""
+        return True
 
     def devices(self) -> list[Device]:
         """The platform's devices.
