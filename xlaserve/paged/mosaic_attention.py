@@ -110,7 +110,7 @@ def make_kernel(
     window: int | None,
     softcap: float | None,
 ) -> Any:
-    """The kernel for these shapes and types, made once for all layers. Of a program's queries and results `kept` rows are read and written."""
+    """The kernel for these shapes and types, made once for all layers; it reads and writes `kept` rows of a program's queries."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
