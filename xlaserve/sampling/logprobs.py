@@ -55,15 +55,16 @@ def score_places(tokens: Array, wanted: Array, logits: Callable[[Array], Array],
     rows, length = tokens.shape
     count = math.gcd(rows * length, PLACES_AT_ONCE)
 
-    def some(part: tuple[Array, Array]) -> Array:
-        places, chosen = part
-        return score(logits(places), chosen, jnp.full(count, jnp.max(wanted)), branches=True, kind=kind)
+    # Places are gathered and scattered: slices of a loop's counter would be copies that no CUDA graph holds.
+    def some(part: Array, found: Array) -> Array:
+        places = part * count + jnp.arange(count, dtype=jnp.int32)
+        chosen = tokens.reshape(-1).at[places].get(mode="promise_in_bounds")
+        scores = score(logits(places), chosen, jnp.full(count, jnp.max(wanted)), branches=True, kind=kind)
+        return found.at[places].set(scores, mode="promise_in_bounds", unique_indices=True)
 
-    def scored() -> Array:
-        parts = jax.lax.map(some, (jnp.arange(tokens.size).reshape(-1, count), tokens.reshape(-1, count)))
-        return parts.reshape(rows, length, SCORE_WIDTH)
-
-    return jax.lax.cond(jnp.any(wanted > 0), scored, lambda: jnp.zeros((rows, length, SCORE_WIDTH), jnp.int32))
+    nothing = jnp.zeros((rows * length, SCORE_WIDTH), jnp.int32)
+    parts = jnp.where(jnp.any(wanted > 0), rows * length // count, 0)
+    return jax.lax.fori_loop(0, parts, some, nothing).reshape(rows, length, SCORE_WIDTH)
 
 
 def most_likely(logits: Array, kind: TopKKind) -> tuple[Array, Array]:
