@@ -102,6 +102,20 @@ def transformers(scale: Scale) -> dict[str, Any]:
     return transformers_load(scale, say)
 
 
+def vllm(scale: Scale) -> dict[str, Any]:
+    """The same requests through vLLM, where it is installed."""
+    from benchmarks.gpu.vllm_serving import vllm_load
+
+    return vllm_load(scale, say)
+
+
+def tuning(scale: Scale) -> dict[str, Any]:
+    """Graphs compiled here, where their kernels are measured; compiled again without the card from what was measured; and that timed."""
+    from benchmarks.gpu.artifact import carried
+
+    return carried(scale, say)
+
+
 def artifact(scale: Scale) -> dict[str, Any]:
     """Executables that were made on a machine without the card: whether they load here, and how fast they are."""
     from benchmarks.gpu.artifact import measure
@@ -133,8 +147,10 @@ PARTS: dict[str, tuple[Part, int]] = {
     "reference-float32": (partial(reference, dtype="float32", kernels="none"), 240),
     "reference-mosaic": (partial(reference, dtype="bfloat16", kernels="native"), 240),
     "artifact": (artifact, 180),
+    "tuning": (tuning, 420),
     "serve-mosaic": (partial(serve, variant="mosaic"), 300),
     "transformers": (transformers, 240),
+    "vllm": (vllm, 300),
     "graphs-mosaic-cublas": (partial(graphs, variant="mosaic-cublas"), 240),
     "graphs-gather": (partial(graphs, variant="gather"), 240),
     "graphs-mosaic-untold": (partial(graphs, variant="mosaic-untold"), 240),

@@ -17,7 +17,8 @@ DECODE_ONE, DECODE_MANY, PROMPT, IDLE = 0.85, 0.75, 0.60, 0.03
 
 def write(out: Path) -> int:
     """Write the section `gpu`, and the results beside it."""
-    found: dict[str, Any] = json.loads((out / "gpu.json").read_text())
+    file = out / "gpu.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     text = section(found)
     replace_section(RESULTS, "gpu", text)
     write_raw("gpu", found)
@@ -29,9 +30,11 @@ def section(found: dict[str, Any]) -> str:
     """Markdown."""
     facts, ceilings = found.get("facts", {}), found.get("ceilings", {})
     versions = ", ".join(f"{name} {value}" for name, value in facts.get("versions", {}).items() if value)
+    where = ", ".join(filter(None, (facts.get("nvidia_smi") or facts.get("device", "unknown device"), versions)))
     text = [
         "## NVIDIA GPU",
-        f"`python -m benchmarks.gpu OUT`, {facts.get('nvidia_smi') or facts.get('device', 'unknown device')}, {versions}.",
+        "",
+        f"`python -m benchmarks.gpu OUT`, {where}." if found else "Nothing has been measured: no card was there.",
         "",
     ]
     if "copy_bytes_per_s" in ceilings:
@@ -60,7 +63,7 @@ def _graphs(found: dict[str, Any], ceilings: dict[str, Any]) -> list[str]:
     ]
     text: list[str] = []
     skipped: list[str] = []
-    for name in ("artifact", *(f"graphs-{variant}" for variant in VARIANTS)):
+    for name in ("artifact", "tuning", *(f"graphs-{variant}" for variant in VARIANTS)):
         metrics = found.get(name, {}).get("metrics", {})
         skipped += [f"{name.removeprefix('graphs-')}: {why}" for why in found.get(name, {}).get("skipped", [])]
         for line in metrics.get("graphs", []):
@@ -116,7 +119,7 @@ def _attention(found: dict[str, Any]) -> list[str]:
 
 def _serving(found: dict[str, Any]) -> list[str]:
     text: list[str] = []
-    for name in ("serve-mosaic", "serve-tiled", "transformers"):
+    for name in ("serve-mosaic", "serve-tiled", "transformers", "vllm"):
         for line in found.get(name, {}).get("lines", []):
             if "itl_ms" in line:
                 text.append(

@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-_SUFFIX = "thunk_sequence_after_thunk_passes.txt"
+SUFFIX = "thunk_sequence_after_thunk_passes.txt"
+"""What the names of XLA's lists of thunks end in."""
 
 
 def thunks(dump: Path) -> dict[str, Any]:
@@ -16,12 +17,18 @@ def thunks(dump: Path) -> dict[str, Any]:
     At best there is one command buffer at the top and nothing beside it.
     """
     found: dict[str, Any] = {}
-    for file in sorted(dump.glob(f"*{_SUFFIX}")):
-        if (name := re.search(r"jit_((?:generate|context)_\w+)\.", file.name)) is None:
+    for file in sorted(dump.glob(f"*{SUFFIX}")):
+        if (name := graph_of(file)) is None or not name.startswith(("generate", "context")):
             continue
         text = file.read_text(errors="replace")
-        found[name[1].replace("_", "-")] = {
+        found[name] = {
             "top": Counter(re.findall(r"^\d+: k(\w+)", text, re.MULTILINE)),
             "all": Counter(re.findall(r"^ *\d+: k(\w+)", text, re.MULTILINE)),
         }
     return found
+
+
+def graph_of(file: Path) -> str | None:
+    """The graph that a file of XLA's dump is of; None where it is of something else."""
+    found = re.search(r"jit_([a-z]\w*)\.", file.name)
+    return None if found is None else found[1].replace("_", "-")
