@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +14,14 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import report
+from benchmarks.gpu import reading, report
+from benchmarks.gpu.artifact import carried
 from benchmarks.gpu.exactness import compared, within
+from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.reference import Answer, distance, judged
 from benchmarks.gpu.scale import CARD, REHEARSAL, Scale
 from benchmarks.gpu.serving import busy, line
+from benchmarks.gpu.vllm_serving import vllm_load
 from xlaserve.buckets.ladder import make_ladder
 
 NAN, INFINITE = float("nan"), float("inf")
@@ -218,3 +222,75 @@ def test_a_part_is_begun_where_its_time_is_left(tmp_path: Path, ran: list[str], 
     now = iter([0.0, 0.0])
     command._all(arguments(tmp_path, seconds=50.0))
     assert ran == ["short", "long"]
+
+
+THUNKS = """\
+000: kCommandBuffer [source       | next=218 (1)]
+    001: kCustomKernel [source       | next=006 (5)] loop_cosine_sine_fusion grid: [32, 1, 1] threads: [128, 1, 1]  shared_memory: 0 bytes
+    002: kCublasLtMatmul [prev=001 (1) | next=003 (1)] kCublasLtMatmul
+    003: kConditional [prev=002 (1) | next=005 (1)]
+      false_branch:
+        004: kCustomKernel [source | sink] loop_add_fusion grid: [1, 1, 1] threads: [1, 1, 1]  shared_memory: 0 bytes
+    005: kCustomKernel [prev=003 (1) | sink] gemm_fusion_dot_125 grid: [12288, 1, 1] threads: [64, 1, 1]  shared_memory: 512 bytes
+218: kConditional [prev=000 (1) | next=219 (1)]
+  true_branch:
+    219: kCustomKernel [source | sink] loop_add_fusion_6 grid: [64, 1, 1] threads: [128, 1, 1]  shared_memory: 0 bytes
+    000: kCommandBuffer [source | sink]
+        220: kCustomKernel [source | sink] loop_add_fusion_7 grid: [64, 1, 1] threads: [128, 1, 1]  shared_memory: 0 bytes
+"""
+
+
+def test_what_a_step_runs_is_told_from_what_it_may_run() -> None:
+    top, run = reading.steps(THUNKS)
+    assert top == {"CommandBuffer": 1, "Conditional": 1}
+    assert [kind for kind, _ in run] == ["CustomKernel", "CublasLtMatmul", "Conditional", "CustomKernel", "Conditional"]
+    assert [kernel for _, kernel in run][::3] == ["loop_cosine_sine_fusion", "gemm_fusion_dot_125"]
+
+
+def test_graphs_are_described_from_what_xla_has_written(tmp_path: Path) -> None:
+    """Two layers of four products each, all Triton's, the form of most of them told."""
+    names = [f"loop_fusion_{at}" if at % 3 else f"gemm_fusion_dot_{at}" for at in range(24)]
+    thunks = "\n".join(f"    {at + 1:03}: kCustomKernel [prev={at:03} (1) | sink] {name} grid: [1]" for at, name in enumerate(names))
+    (tmp_path / f"module_1.jit_generate_1_640.{reading.SUFFIX}").write_text(f"000: kCommandBuffer [source | sink]\n{thunks}\n")
+    lines = [
+        '"num_stages":1,"num_warps":"2","output_tiles":[{"sizes":["1","16","8"]}],"kind":"__triton_nested_gemm_fusion"',
+        '"output_tiles":[{"sizes":["1","16","8"]}],"num_stages":1,"kind":"__triton_nested_gemm_fusion"',
+        '"num_stages":3,"output_tiles":[{"sizes":["1","64","64"]}],"kind":"__triton_nested_gemm_fusion"',
+        '"num_stages":2,"output_tiles":[{"sizes":["4096"]}],"kind":"__triton"',
+    ]
+    (tmp_path / "module_1.jit_generate_1_640.sm_9.0a_gpu_after_optimizations.txt").write_text("\n".join(lines))
+    memory = {"temp": 7_000_000, "output": 5, "alias": 4}
+    graphs = {"generate-1-640": {"executables": {"0": {"memory": memory}}}}
+    [file] = tmp_path.glob(f"*{reading.SUFFIX}")
+    found = reading.described(file, graphs)
+    assert found == {
+        "graph": "generate-1-640",
+        "top": {"CommandBuffer": 1},
+        "run": 24,
+        "of a layer": 12,
+        "products": "3 Triton, most of 1 x 16 x 8, stages 1",
+        "workspace": 7_000_001,
+    }
+    text = reading.table([{"form": "kernels native", **found}], "command", "target h100")
+    assert text.splitlines()[-1] == (
+        "| kernels native | generate-1-640 | 1 CommandBuffer | 24 | 12 | 3 Triton, most of 1 x 16 x 8, stages 1 | 7 |"
+    )
+
+
+def test_without_results_everything_is_told_as_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: dict[str, str] = {}
+    monkeypatch.setattr(report, "replace_section", lambda _path, name, text: written.update({name: text}))
+    monkeypatch.setattr(report, "write_raw", lambda _name, _found: None)
+    report.write(tmp_path)
+    assert "Nothing has been measured: no card was there." in written["gpu"]
+    assert f"Not run: {', '.join(PARTS)}." in written["gpu"]
+    assert " | " not in written["gpu"]
+
+
+def test_without_vllm_its_part_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    assert "vLLM is not installed here" in vllm_load(CARD, lambda _line: None)["error"]
+
+
+def test_what_needs_a_card_is_not_run_without_one() -> None:
+    assert "needs a card" in carried(REHEARSAL, lambda _line: None)["error"]
