@@ -142,11 +142,13 @@ def test_damaged_results_are_named_and_measured_again(xla: Xla, tmp_path: Path) 
     assert directories.remove(store.directory) == []
 
 
-def test_results_of_other_runs_are_joined(tmp_path: Path) -> None:
+def test_results_of_other_runs_are_joined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = store_at(tmp_path / "a")
     store.save_tuning({"a.pb": b"1", "b.pb": b"1"})
     store.save_tuning({"b.pb": b"2", "c/d.pb": b"2"})
     assert store.tuning() == {"a.pb": b"1", "b.pb": b"2", "c/d.pb": b"2"}
+    assert main(["artifacts", "show", str(store.directory)]) == 0
+    assert "tuning: 3 kernels as they were measured" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["../a.pb", "/a.pb", "a/../b.pb", ".a.pb", "a//b.pb", "", "a\\b", "a/b/c/d/e.pb"])
@@ -189,3 +191,18 @@ def test_the_card_says_how_it_is_told() -> None:
     assert not {name for name, _ in (*how.complete, *how.without)} & {name for name, _ in CUDA.compiler_options}
     assert CUDA.here
     assert replace(CUDA, autotuning=None).autotuning is None
+
+
+def test_xla_takes_what_the_card_is_told(tmp_path: Path) -> None:
+    """Names and types of options, which every build of XLA checks."""
+    how = CUDA.autotuning
+    assert how is not None
+    options: dict[str, str | bool] = {
+        **dict(CUDA.compiler_options),
+        **dict(how.complete),
+        **dict(how.without),
+        how.directory: str(tmp_path),
+    }
+    jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((3,), "float32")).compile(compiler_options=options)
+    with pytest.raises(RuntimeError, match="No such compile option"):
+        jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((3,), "float32")).compile(compiler_options={"xla_gpu_no_such": True})

@@ -71,7 +71,7 @@ def _list(root: Path) -> int:
 
 
 def _show(directory: Path) -> int:
-    from xlaserve.buckets.directories import load, reports
+    from xlaserve.buckets.directories import load, reports, tuning
 
     manifest = load(directory)
     print(directory)
@@ -80,6 +80,8 @@ def _show(directory: Path) -> int:
     for machine, facts in sorted(manifest.machines.items()):
         _table(f"machine {machine}", facts)
     _graphs(manifest)
+    if manifest.tuning is not None:
+        print(f"tuning: {len(tuning(directory)):,} kernels as they were measured")
     for target, report in reports(directory).items():
         print(f"lint {target}: {lint_line(report)}")
     return 0

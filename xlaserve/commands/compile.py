@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xlaserve.commands.artifacts import lint_line
 from xlaserve.commands.engine_flags import add_engine_arguments, engine_options
-from xlaserve.errors import ConfigError
+from xlaserve.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from xlaserve.engine.artifacts import Stores
@@ -69,7 +70,9 @@ def _tell_tuning(plan: Plan, stores: Stores, given: Path | None) -> None:
             raise ConfigError(f"tuning: the compiler for the platform {plan.platform.name} measures no kernels: leave out --tuning.")
         stores.cache.save_tuning(tuning(given))
     if autotuning is not None and not plan.platform.here:
-        known = len(stores.cache.tuning())
+        known = 0
+        with suppress(ArtifactError):  # damaged: whoever compiles says so
+            known = len(stores.cache.tuning())
         none = f"none: {autotuning.chosen_by}; --tuning DIR takes what was measured where `xlaserve compile` ran on a card"
         _say(f"tuning    {f'{known:,} kernels as they were measured' if known else none}")
 
