@@ -279,6 +279,15 @@ def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
     assert ladder.pick_context([40, 500], [0, 0], 512) == ContextChoice(ContextBucket(1, 64, 512), (40,))
 
 
+@pytest.mark.parametrize(("most", "rows"), [(1, [1]), (3, [1, 3]), (8, [1, 8]), (12, [1, 8, 12]), (64, [1, 8, 16, 32, 64])])
+def test_few_sequences_have_no_graphs_of_their_own_where_these_are_no_faster(most: int, rows: list[int]) -> None:
+    ladder = make_ladder(max_model_len=64, max_num_seqs=most, max_num_batched_tokens=128, block_size=16, static_width=False, fewest_rows=8)
+    assert [bucket.rows for bucket in ladder.generate] == rows
+    assert [ladder.pick_generate(count, 1).rows for count in range(1, most + 1)] == [
+        next(number for number in rows if number >= count) for count in range(1, most + 1)
+    ]
+
+
 def compact_ladder(per_token: int = 10, launch: int = 200) -> Ladder:
     """Where only tokens cost time: 128 to 512 places shared by 16 sequences, and what a sequence alone has."""
     ladder = make_ladder(max_model_len=2048, max_num_seqs=32, max_num_batched_tokens=512, block_size=16, static_width=False, compact=True)

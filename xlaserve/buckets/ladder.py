@@ -250,6 +250,7 @@ class LadderSizes:
         context_lengths: tokens of a sequence's chunk that there are to be graphs for; empty to choose.
         generate_lengths: tokens of context that tables are to be wide enough for; empty to choose.
         compact: as `Ladder.compact`.
+        fewest_rows: sequences that a generate graph for more than one is for, at least.
     """
 
     max_model_len: int
@@ -260,6 +261,7 @@ class LadderSizes:
     context_lengths: tuple[int, ...] = ()
     generate_lengths: tuple[int, ...] = ()
     compact: bool = False
+    fewest_rows: int = 1
 
     @property
     def full(self) -> int:
@@ -297,8 +299,10 @@ class LadderSizes:
         return sorted(buckets)
 
     def generate(self) -> list[GenerateBucket]:
-        """Numbers of sequences go up by factors of two."""
-        return sorted(GenerateBucket(rows, width) for rows in _doublings(1, self.max_num_seqs) for width in self.widths)
+        """Numbers of sequences go up by factors of two, but for those between one and the fewest that are worth a graph."""
+        fewest = min(self.fewest_rows, self.max_num_seqs)
+        numbers = [rows for rows in _doublings(1, self.max_num_seqs) if rows == 1 or rows >= fewest]
+        return sorted(GenerateBucket(rows, width) for rows in numbers for width in self.widths)
 
 
 def make_ladder(
@@ -311,6 +315,7 @@ def make_ladder(
     context_lengths: tuple[int, ...] = (),
     generate_lengths: tuple[int, ...] = (),
     compact: bool = False,
+    fewest_rows: int = 1,
 ) -> Ladder:
     """The ladders for an engine's limits, which are `LadderSizes`.
 
@@ -319,7 +324,15 @@ def make_ladder(
             be used, or leave a legal step without a graph.
     """
     sizes = LadderSizes(
-        max_model_len, max_num_seqs, max_num_batched_tokens, block_size, static_width, context_lengths, generate_lengths, compact
+        max_model_len,
+        max_num_seqs,
+        max_num_batched_tokens,
+        block_size,
+        static_width,
+        context_lengths,
+        generate_lengths,
+        compact,
+        fewest_rows,
     )
     if sizes.max_num_batched_tokens < sizes.block_size:
         raise ConfigError(

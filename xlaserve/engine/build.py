@@ -179,6 +179,7 @@ def plan_graphs(config: EngineConfig, model: ModelConfig, platform: Platform) ->
         context_lengths=config.context_buckets or (),
         generate_lengths=config.generate_buckets or (),
         compact=platform.cpu_kernels,
+        fewest_rows=platform.fewest_rows,
     )
     spec = GraphSpec(
         model=model,

@@ -229,6 +229,7 @@ def settle(config: EngineConfig, model: ModelConfig, platform: Platform, weight_
         context_lengths=config.context_buckets or (),
         generate_lengths=config.generate_buckets or (),
         compact=platform.cpu_kernels,
+        fewest_rows=platform.fewest_rows,
     )
     plan = MemoryPlan(
         device=_divided(platform.memory(), sharing),

@@ -85,5 +85,7 @@ CUDA = CUDAPlatform(
         without=(("xla_gpu_enable_triton_gemm", False),),
         chosen_by="products go to cuBLASLt, which chooses on the card",
     ),
+    # Products of 2 to 7 rows are padded to 8, for cuBLASLt by a kernel before each; and all of them read the same weights.
+    fewest_rows=8,
     install="Install JAX's CUDA plugin with `pip install 'xlaserve[cuda13]'` (or [cuda12]) and check the driver with `nvidia-smi`.",
 )

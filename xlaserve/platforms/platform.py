@@ -74,6 +74,7 @@ class Platform:
         quantizations: how weights can be quantized.
         compiler_options: XLA's, by name, for every graph; executables depend on them.
         autotuning: how its compiler takes what was measured before; None where it measures nothing.
+        fewest_rows: sequences that a generate graph for more than one is for, at least: where products of fewer rows are no faster.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Platform:
     quantizations: tuple[str, ...] = ()
     compiler_options: tuple[tuple[str, str | bool], ...] = ()
     autotuning: Autotuning | None = None
+    fewest_rows: int = 1
 
     @property
     def reads_in_use(self) -> bool:
