@@ -21,13 +21,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.gpu.thunks import SUFFIX, graph_of
+from benchmarks.gpu.thunks import SUFFIX, graph_of, is_step, steps
 from benchmarks.results import RESULTS, replace_section, write_raw
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCTS_OF_A_LAYER = 4
-_THUNK = re.compile(r"^( *)\d+: k(\w+)[^\]]*\] *(\S*)")
-_TRITON = re.compile(r'"num_stages":(\d+).*?"output_tiles":\[\{"sizes":\[([^\]]*)\]')
+_STAGES = re.compile(r'"num_stages":(\d+)')
+_TILE = re.compile(r'"output_tiles":\[\{"sizes":\[([^\]]*)\]')
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def read(form: Form, target: str) -> list[dict[str, Any]]:
         environment = {**os.environ, "XLA_FLAGS": f"--xla_dump_to={dump} --xla_dump_hlo_as_text", "PYTHONPATH": str(form.tree)}
         subprocess.run(command, cwd=form.tree, env=environment, check=True)
         graphs = json.loads((made / "manifest.json").read_bytes())["graphs"]
-        files = [file for file in sorted(dump.glob(f"*{SUFFIX}")) if (graph_of(file) or "").startswith(("generate", "context"))]
+        files = [file for file in sorted(dump.glob(f"*{SUFFIX}")) if is_step(graph_of(file))]
         return [{"form": form.name, **described(file, graphs)} for file in files]
 
 
@@ -78,23 +78,6 @@ def described(thunks: Path, graphs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def steps(text: str) -> tuple[Counter[str], list[tuple[str, str]]]:
-    """The kinds at the top of a list of thunks, and what a step runs: kinds and names one level below, in command buffers, and the rest of
-    the top. What is in a conditional or a loop is not counted.
-    """
-    top: Counter[str] = Counter()
-    run: list[tuple[str, str]] = []
-    within = None
-    for indent, kind, kernel in (match.groups() for line in text.splitlines() if (match := _THUNK.match(line))):
-        if not indent:
-            top[kind] += 1
-            within = kind
-            run += [] if kind == "CommandBuffer" else [(kind, kernel)]
-        elif len(indent) == 4 and within == "CommandBuffer":
-            run.append((kind, kernel))
-    return top, run
-
-
 def _is_product(kind: str, kernel: str) -> bool:
     return "Matmul" in kind or kernel.startswith("gemm_fusion")
 
@@ -102,22 +85,15 @@ def _is_product(kind: str, kernel: str) -> bool:
 def _products(run: list[tuple[str, str]], optimized: str) -> str:
     """What computes the products: a library, or Triton with results of a program and stages as they are most often."""
     libraries = Counter(kind.removesuffix("Matmul") for kind, _ in run if "Matmul" in kind)
-    tiles = Counter(
-        (" x ".join(size.strip('"') for size in match[2].split(",")), match[1])
-        for line in optimized.splitlines()
-        if "__triton_nested_gemm_fusion" in line and (match := _TRITON.search(_sorted_config(line)))
-    )
+    tiles: Counter[tuple[str, str]] = Counter()
+    for line in optimized.splitlines():
+        if "__triton_nested_gemm_fusion" in line and (tile := _TILE.search(line)) and (stages := _STAGES.search(line)):
+            tiles[tile[1].replace('"', "").replace(",", " x "), stages[1]] += 1
     found = [f"{count} {name}" for name, count in libraries.items()]
     if tiles:
         (sizes, stages), _ = tiles.most_common(1)[0]
         found.append(f"{sum(tiles.values())} Triton, most of {sizes}, stages {stages}")
     return ", ".join(found)
-
-
-def _sorted_config(line: str) -> str:
-    """The stages of a kernel before its tiles, whatever order XLA writes them in."""
-    stages, tiles = re.search(r'"num_stages":\d+', line), re.search(r'"output_tiles":\[\{"sizes":\[[^\]]*\]', line)
-    return f"{stages[0]},{tiles[0]}" if stages and tiles else ""
 
 
 def table(lines: list[dict[str, Any]], command: str, facts: str) -> str:

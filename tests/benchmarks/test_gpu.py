@@ -21,6 +21,7 @@ from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.reference import Answer, distance, judged
 from benchmarks.gpu.scale import CARD, REHEARSAL, Scale
 from benchmarks.gpu.serving import busy, line
+from benchmarks.gpu.thunks import steps, thunks
 from benchmarks.gpu.vllm_serving import vllm_load
 from xlaserve.buckets.ladder import make_ladder
 
@@ -241,10 +242,17 @@ THUNKS = """\
 
 
 def test_what_a_step_runs_is_told_from_what_it_may_run() -> None:
-    top, run = reading.steps(THUNKS)
+    top, run = steps(THUNKS)
     assert top == {"CommandBuffer": 1, "Conditional": 1}
     assert [kind for kind, _ in run] == ["CustomKernel", "CublasLtMatmul", "Conditional", "CustomKernel", "Conditional"]
     assert [kernel for _, kernel in run][::3] == ["loop_cosine_sine_fusion", "gemm_fusion_dot_125"]
+
+
+def test_thunks_are_counted_for_every_graph_of_a_step(tmp_path: Path) -> None:
+    for graph in ("generate_8_640", "copy"):
+        (tmp_path / f"module_1.jit_{graph}.{reading.SUFFIX}").write_text(THUNKS)
+    counted = {"CommandBuffer": 2, "CustomKernel": 5, "CublasLtMatmul": 1, "Conditional": 2}
+    assert thunks(tmp_path) == {"generate-8-640": {"top": {"CommandBuffer": 1, "Conditional": 1}, "all": counted}}
 
 
 def test_graphs_are_described_from_what_xla_has_written(tmp_path: Path) -> None:
